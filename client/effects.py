@@ -1,0 +1,242 @@
+"""What the client's core asks its driver to do, and what the driver tells it back.
+
+Effects are done in their order; what an effect needs (a log line, a durable write) stands before what it
+causes. A Persist is always the last of its list: its outcome comes back as Persisted or PersistFailed,
+and only then does the core act on it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from common.clock import Clock
+from common.messages import FromLockd, FromReplica, Head, Member, ToLockd, ToReplica
+from common.records import Record, Version
+
+OpVerb = Literal["read", "write", "update", "restore"]
+Outcome = Literal["ok", "failed", "unknown"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What a replica has durably for one file: its head and length in bytes, and its two tokens."""
+
+    head: Head
+    length: int
+    promised: int
+
+
+class History(Protocol):
+    """What the core may read of its replica, at once and without changing anything."""
+
+    def version_at(self, file: str, seq: int) -> Version | None:
+        """Return the version `seq` (0 is EMPTY), or None where there is none."""
+
+    def record_at(self, file: str, seq: int) -> Record:
+        """Return the op that made version `seq`, from 1 to the head."""
+
+    def records_after(self, file: str, seq: int, bytes_max: int) -> tuple[tuple[Record, ...], bool]:
+        """Return the ops behind version `seq`, and whether more follow; ends with the one that passes bytes_max."""
+
+    def change_to(self, file: str, seq: int) -> tuple[int, bytes]:
+        """Return the (offset, inserted) that turns the head's content into version `seq`'s."""
+
+
+# Effects
+
+
+@dataclass(frozen=True, slots=True)
+class SendLockd:
+    """Send to lockd."""
+
+    message: ToLockd
+
+
+@dataclass(frozen=True, slots=True)
+class SendReplica:
+    """Send to a replica of the view."""
+
+    replica: str
+    message: ToReplica
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Send back to where a message of a replica came from; `route` is the driver's."""
+
+    route: bytes
+    message: FromReplica
+
+
+@dataclass(frozen=True, slots=True)
+class Connect:
+    """Open the connection to a replica, anew if its endpoint or incarnation changed."""
+
+    member: Member
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnect:
+    """Close the connection to a replica."""
+
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """Append one line to the event log."""
+
+    time_us: int
+    host: str
+    clock: Clock
+    verb: str
+    values: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Make one change to a replica durable, all or nothing, then bring the file to it.
+
+    Undo every version above `keep`, append `records` (their versions' hashes beside them), and set both
+    tokens. With `keep` the head's seq and no records only the tokens change. A file that is not there yet is
+    created, empty. `ticket` comes back in Persisted or PersistFailed.
+    """
+
+    ticket: int
+    file: str
+    keep: int
+    records: tuple[Record, ...]
+    hashes: tuple[bytes, ...]
+    promised: int
+    follows: int
+
+
+@dataclass(frozen=True, slots=True)
+class ReadFile:
+    """Read the file now and keep its content for the Finished of the same op."""
+
+    op: int
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class Remember:
+    """Keep durably, beside the journal, the host name and the newest epoch and token seen."""
+
+    host: str
+    epoch: int
+    highest_token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """An op has ended; `op` is the number its Submit had. `reason` is for people, empty when ok."""
+
+    op: int
+    id: str
+    outcome: Outcome
+    version: Version
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Joined:
+    """A session is open and ops can be done."""
+
+
+@dataclass(frozen=True, slots=True)
+class JoinRefused:
+    """lockd refused the hello, definitely."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Write one line to the diagnostics."""
+
+    text: str
+
+
+Effect = (
+    SendLockd
+    | SendReplica
+    | Answer
+    | Connect
+    | Disconnect
+    | Log
+    | Persist
+    | ReadFile
+    | Remember
+    | Finished
+    | Joined
+    | JoinRefused
+    | Note
+)
+
+# Events
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Do an op. `text` for a write or update, `of` for a restore; it waits for the lock for `wait_ns` at most."""
+
+    op: int
+    verb: OpVerb
+    file: str
+    text: str
+    of: int
+    wait_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class FromDaemon:
+    """A message of lockd came in."""
+
+    message: FromLockd
+
+
+@dataclass(frozen=True, slots=True)
+class FromPeer:
+    """A message of another replica came in on our endpoint; answers go back along `route`."""
+
+    route: bytes
+    message: ToReplica
+
+
+@dataclass(frozen=True, slots=True)
+class PeerAnswer:
+    """A replica that we sent to has answered."""
+
+    replica: str
+    message: FromReplica
+
+
+@dataclass(frozen=True, slots=True)
+class Persisted:
+    """The Persist of this ticket is durable, and the file follows it."""
+
+    ticket: int
+
+
+@dataclass(frozen=True, slots=True)
+class PersistFailed:
+    """The Persist of this ticket did not happen, in journal and file alike."""
+
+    ticket: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """End the session in good order: ops in flight end first, as `failed` or `unknown`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timer:
+    """The deadline that the core named has come."""
+
+
+Event = Submit | FromDaemon | FromPeer | PeerAnswer | Persisted | PersistFailed | Leave | Timer
+
+Heads = Mapping[str, FileState]

@@ -1,0 +1,96 @@
+"""The lines of events.log, written and read: `time host clock verb key=value ...` (ShiViz reads them as they are)."""
+
+import json
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from typing import Final
+
+from common.clock import Clock, format_clock, parse_clock
+from common.limits import LOG_TEXT_LENGTH_MAX
+
+HEADER: Final = r"(?<timestamp>\S+) (?<host>\S+) (?<clock>\{[^}]*\}) (?<event>.*)" + "\n\n"
+"""The first two lines of every event log: ShiViz's parser expression, and an empty line."""
+
+VERBS: Final = ("read", "write", "update", "restore", "apply", "undo")
+
+_LINE: Final = re.compile(r"(\S+) (\S+) (\{[^}]*\}) ([a-z]+)((?: .*)?)")
+_PAIR: Final = re.compile(r' ([a-z_]+)=("(?:[^"\\]|\\.)*"|[^\s"\\=]+)')
+_PLAIN: Final = re.compile(r'[^\s"\\=\x00-\x1f\x7f-\x9f]+')
+_ORIGIN: Final = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One line: network time in microseconds since 1970, the host that ticked, its clock, and what happened."""
+
+    time_us: int
+    host: str
+    clock: Clock
+    verb: str
+    values: dict[str, str]
+
+
+def format_time(time_us: int) -> str:
+    """Write microseconds since 1970 as UTC with six decimals."""
+    seconds, micros = divmod(time_us, 1_000_000)
+    return f"{_format_second(seconds)}.{micros:06d}Z"
+
+
+@lru_cache(maxsize=16)
+def _format_second(seconds: int) -> str:
+    return f"{_ORIGIN + timedelta(seconds=seconds):%Y-%m-%dT%H:%M:%S}"
+
+
+def parse_time(text: str) -> int:
+    """Read `format_time`'s output. Raises ValueError."""
+    moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
+    return (moment - _ORIGIN) // timedelta(microseconds=1)
+
+
+def format_value(value: str) -> str:
+    """Write a value: as it is, or as a JSON string where a reader could not tell where it ends."""
+    if _PLAIN.fullmatch(value) and value.isprintable():
+        return value
+    return json.dumps(value, ensure_ascii=not value.isprintable())
+
+
+def format_event(
+    time_us: int, host: str, clock: Clock, verb: str, values: tuple[tuple[str, str], ...]
+) -> str:
+    """Write one line, without its newline."""
+    rest = "".join([f" {key}={format_value(value)}" for key, value in values])
+    return f"{format_time(time_us)} {host} {format_clock(clock)} {verb}{rest}"
+
+
+def parse_event(line: str) -> Event:
+    """Read one line, without its newline. Raises ValueError, in words."""
+    match = _LINE.fullmatch(line)
+    if match is None:
+        raise ValueError("it does not read: time host clock verb key=value ...")
+    time, host, clock, verb, rest = match.groups()
+    if verb not in VERBS:
+        raise ValueError(f"the verb {verb!r} is unknown")
+    return Event(parse_time(time), host, parse_clock(clock), verb, parse_pairs(rest))
+
+
+def parse_pairs(rest: str) -> dict[str, str]:
+    """Read ` key=value key=value ...`, each with a space before it. Raises ValueError."""
+    values: dict[str, str] = {}
+    position = 0
+    while position < len(rest):
+        match = _PAIR.match(rest, position)
+        if match is None:
+            raise ValueError(f"no key=value at {rest[position : position + 20]!r}")
+        key, value = match.groups()
+        if key in values:
+            raise ValueError(f"the key {key!r} stands twice")
+        values[key] = json.loads(value) if value.startswith('"') else value
+        position = match.end()
+    return values
+
+
+def shorten(text: str) -> str:
+    """Cut a text for a log, with an ellipsis."""
+    return text if len(text) <= LOG_TEXT_LENGTH_MAX else text[: LOG_TEXT_LENGTH_MAX - 1] + "…"

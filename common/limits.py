@@ -1,0 +1,42 @@
+"""Every bound of Lockstep by name; units stand last in the name."""
+
+from typing import Final
+
+FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
+"""Longest message accepted from the network; ZeroMQ closes a connection that sends more."""
+
+TEXT_BYTES_MAX: Final = 1024 * 1024
+"""Longest TEXT of one write or update, in UTF-8."""
+
+NAME_LENGTH_MAX: Final = 64
+"""Longest client name, in characters."""
+
+FILE_NAME_BYTES_MAX: Final = 512
+FILE_NAME_PART_BYTES_MAX: Final = 200
+"""Longest file name and part of one, in UTF-8."""
+
+LOCK_NAME_BYTES_MAX: Final = 512
+"""Longest name of a lock without a file, in UTF-8."""
+
+FETCH_BYTES_MAX: Final = 1024 * 1024
+"""An answer to a fetch ends with the record that passes this size; the replica then asks for more."""
+
+FETCH_POINTS_MAX: Final = 64
+"""How many (seq, hash) points a fetch may offer to find the common prefix."""
+
+SESSIONS_MAX: Final = 20_000
+LOCKS_MAX: Final = 200_000
+WAITERS_MAX: Final = 10_000
+"""Waiters of one lock."""
+
+ANSWERS_KEPT_MAX: Final = 64
+"""How many answers lockd keeps per session, so that a repeated request gets its first answer."""
+
+QUEUE_MESSAGES_MAX: Final = 100_000
+"""ZeroMQ high-water mark, per connection and direction."""
+
+INBOX_BATCH_MAX: Final = 256
+"""How many messages a driver takes from one socket before it looks at the others."""
+
+LOG_TEXT_LENGTH_MAX: Final = 120
+"""A text in an event log is cut, with an ellipsis, beyond so many characters."""

@@ -1,0 +1,91 @@
+"""What may be called how: clients, hosts, files, locks, texts. Each check returns the problem in words, or None."""
+
+import re
+from functools import lru_cache
+
+from common.limits import (
+    FILE_NAME_BYTES_MAX,
+    FILE_NAME_PART_BYTES_MAX,
+    LOCK_NAME_BYTES_MAX,
+    NAME_LENGTH_MAX,
+    TEXT_BYTES_MAX,
+)
+
+_CLIENT = re.compile(r"[A-Za-z0-9._-]+")
+_HOST = re.compile(r"[A-Za-z0-9._-]+(#[1-9][0-9]{0,8})?")
+_OP_ID = re.compile(r"[A-Za-z0-9._-]+(#[1-9][0-9]{0,8})?:[1-9][0-9]{0,18}")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_LINE_BREAK = re.compile(r"[\x00\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+
+
+def client_name_problem(name: str) -> str | None:
+    """Tell what is wrong with a client's name."""
+    if not name:
+        return "a client's name cannot be empty"
+    if len(name) > NAME_LENGTH_MAX:
+        return f"a client's name has at most {NAME_LENGTH_MAX} characters"
+    if not _CLIENT.fullmatch(name):
+        return "a client's name holds only letters, digits, '.', '_' and '-'"
+    return None
+
+
+@lru_cache(maxsize=4096)
+def is_host(host: str) -> bool:
+    """Tell whether `host` can stand in a vector clock: a client's name, or name#2, name#3, ..."""
+    return len(host) <= NAME_LENGTH_MAX + 10 and _HOST.fullmatch(host) is not None
+
+
+def is_op_id(text: str) -> bool:
+    """Tell whether `text` reads host:number."""
+    return len(text) <= NAME_LENGTH_MAX + 30 and _OP_ID.fullmatch(text) is not None
+
+
+@lru_cache(maxsize=4096)
+def file_name_problem(name: str) -> str | None:
+    """Tell what is wrong with a file's name: relative, UTF-8, parts without `..`, nothing empty."""
+    if not name:
+        return "a file's name cannot be empty"
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "a file's name is valid UTF-8"
+    if size > FILE_NAME_BYTES_MAX:
+        return f"a file's name has at most {FILE_NAME_BYTES_MAX} bytes"
+    if _CONTROL.search(name):
+        return "a file's name holds no line breaks or other control characters"
+    if name.startswith("/"):
+        return "a file's name is relative to the replica; it cannot start with '/'"
+    for part in name.split("/"):
+        if part in ("", ".", ".."):
+            return "a file's name has no empty part, '.' or '..'"
+        if len(part.encode()) > FILE_NAME_PART_BYTES_MAX:
+            return f"each part of a file's name has at most {FILE_NAME_PART_BYTES_MAX} bytes"
+    return None
+
+
+def lock_name_problem(name: str) -> str | None:
+    """Tell what is wrong with the name of a lock without a file."""
+    if not name:
+        return "a lock's name cannot be empty"
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "a lock's name is valid UTF-8"
+    if size > LOCK_NAME_BYTES_MAX:
+        return f"a lock's name has at most {LOCK_NAME_BYTES_MAX} bytes"
+    if _CONTROL.search(name):
+        return "a lock's name holds no line breaks or other control characters"
+    return None
+
+
+def text_problem(text: str) -> str | None:
+    """Tell what is wrong with the TEXT of a write or update."""
+    if _LINE_BREAK.search(text):
+        return "a TEXT is one line: it holds no line break and no NUL"
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        return "a TEXT is valid UTF-8"
+    if size > TEXT_BYTES_MAX:
+        return f"a TEXT has at most {TEXT_BYTES_MAX} bytes"
+    return None

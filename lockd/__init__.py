@@ -1,0 +1,1 @@
+"""The lock daemon: one per group."""
