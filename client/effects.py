@@ -121,11 +121,12 @@ class ReadFile:
 
 @dataclass(frozen=True, slots=True)
 class Remember:
-    """Keep durably, beside the journal, the host name and the newest epoch and token seen."""
+    """Keep durably, beside the journal, who this replica is in which group, and the newest epoch seen."""
 
+    replica: str
     host: str
+    group: str
     epoch: int
-    highest_token: int
 
 
 @dataclass(frozen=True, slots=True)

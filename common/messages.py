@@ -50,12 +50,13 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Hello:
-    """Open a session. `epoch` and `highest_token` are the newest the client has ever seen, 0 at first."""
+    """Open a session. `group`, `epoch` and `highest_token` are what the client has last seen; "" and 0 at first."""
 
     request: int
     name: str
     incarnation: str
     replica: ReplicaHello | None
+    group: str
     epoch: int
     highest_token: int
 
@@ -151,14 +152,17 @@ ToLockd = Hello | Goodbye | Ping | Acquire | Cancel | Release | Drop | Report
 class Welcome:
     """The session is open. `host` is the client's component in vector clocks, `view` the live replicas.
 
-    `time_us` is lockd's clock, in microseconds since 1970, as in every message that has one.
+    `replica` is the replica id in force: another than the hello's where the data directory was a copy,
+    "" without a replica. `time_us` is lockd's clock, in microseconds since 1970, as in every message.
     """
 
     epoch: int
     session: int
     request: int
+    group: str
     ttl_ms: int
     host: str
+    replica: str
     view: tuple[Member, ...]
     time_us: int
 
@@ -281,9 +285,10 @@ class Push:
     """The sync message: take in `records` behind the version `previous`, under `token`.
 
     Without records it settles: `previous` is the holder's head, and `clock` the holder's clock.
-    With records each carries its own clock, and `clock` is empty.
+    With records each carries its own clock, and `clock` is empty. `group` keeps other groups' frames out.
     """
 
+    group: str
     file: str
     token: int
     previous: Version
@@ -316,6 +321,7 @@ class Fetch:
     Version 0 is always common and need not be named.
     """
 
+    group: str
     file: str
     request: int
     points: tuple[tuple[int, bytes], ...]

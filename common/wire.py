@@ -168,6 +168,10 @@ def _identifier(value: Any) -> str:
     return value
 
 
+def _identifier_or_none(value: Any) -> str:
+    return "" if value == "" else _identifier(value)
+
+
 def _op_id(value: Any) -> str:
     if type(value) is not str or not is_op_id(value):
         raise WireError("an op id is malformed")
@@ -201,7 +205,8 @@ _BY_NAME: Final[dict[str, Read]] = {
     "host": _host,
     "name": _host,
     "id": _op_id,
-    "replica": _identifier,
+    "replica": _identifier_or_none,
+    "group": _identifier_or_none,
     "incarnation": _identifier,
     "endpoint": _endpoint,
 }

@@ -1,0 +1,338 @@
+"""The client's core: its session with lockd, and its two roles, holder and follower. No I/O.
+
+Theory of operation. `handle` takes one event and returns effects in the order in which they are to be done;
+nothing else changes the state. The session begins with a Hello and is a lease, counted from the send time of
+the last ping that was answered, so the client gives up before lockd does. Whatever ends it (the lease, Ended,
+Stale) voids every lock at once and begins the next session. Pushes and fetches of other replicas are served
+with or without a session: tokens guard them, not leases.
+
+Network time is lockd's clock, estimated from round trips: Cristian, "Probabilistic clock synchronization"
+(1989). The estimate with the smallest error is kept, and its error grows with its age.
+
+It must never reuse a token, a request number or a count of its own clock.
+"""
+
+from collections.abc import Mapping
+from typing import Final, Literal, assert_never
+
+from client.effects import (
+    Connect,
+    Disconnect,
+    Effect,
+    Event,
+    FileState,
+    FromDaemon,
+    FromPeer,
+    History,
+    Joined,
+    JoinRefused,
+    Leave,
+    Note,
+    PeerAnswer,
+    Persisted,
+    PersistFailed,
+    Remember,
+    SendLockd,
+    Submit,
+    Timer,
+)
+from client.holder import Holder
+from client.replica import Follower
+from client.shared import Identity, Shared
+from common.clock import Clock
+from common.messages import (
+    Ack,
+    Admitted,
+    Ended,
+    Fenced,
+    Fetch,
+    Fetched,
+    FromLockd,
+    FromReplica,
+    Goodbye,
+    Grant,
+    Hello,
+    InSync,
+    Learn,
+    Member,
+    Ping,
+    Pong,
+    Push,
+    Refused,
+    Released,
+    ReplicaHello,
+    Settle,
+    Stale,
+    View,
+    Welcome,
+)
+
+_HELLO_EVERY_NS: Final = 1_000_000_000
+_DRIFT: Final = 100e-6
+"""How far two machines' clocks may run apart, in seconds per second."""
+
+Session = Literal["joining", "joined", "left"]
+
+
+class Client:
+    """One client process's protocol."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        history: History,
+        files: Mapping[str, FileState],
+        clock: Clock,
+        last_time_us: int,
+    ) -> None:
+        """Start from what the data directory holds: files' states, and the last line of the event log."""
+        self._shared = Shared(identity, history, dict(files), clock, last_time_us)
+        self._holder = Holder(self._shared)
+        self._follower = Follower(self._shared)
+        self._session: Session = "joining"
+        self._ttl_ns = 0
+        self._lease_ns = 0
+        self._next_ns = 0
+        self._sent: dict[int, int] = {}
+        self._hello = 0
+        self._error_ns: float = float("inf")
+        self._sampled_ns = 0
+
+    @property
+    def joined(self) -> bool:
+        """Tell whether a session is open."""
+        return self._session == "joined"
+
+    @property
+    def host(self) -> str:
+        """Return our component in vector clocks, "" before the first session."""
+        return self._shared.identity.host
+
+    @property
+    def replicas(self) -> int:
+        """Return how many live replicas there are, ours included."""
+        return len(self._shared.members)
+
+    @property
+    def learning(self) -> frozenset[str]:
+        """Return the files that this replica is catching up with."""
+        return frozenset(self._follower.learning)
+
+    def head_of(self, file: str) -> FileState:
+        """Return what this replica has of a file."""
+        return self._shared.state(file)
+
+    def deadline_ns(self) -> int | None:
+        """Return when a Timer event is due, or None."""
+        if self._session == "left":
+            return None
+        deadline = self._next_ns
+        if self._session == "joined":
+            deadline = min(deadline, self._lease_ns)
+        ops = self._holder.deadline_ns()
+        return deadline if ops is None else min(deadline, ops)
+
+    def handle(self, event: Event, now_ns: int) -> list[Effect]:
+        """Take in one event at `now_ns`, nanoseconds on a clock that never runs back."""
+        shared = self._shared
+        shared.now_ns = now_ns
+        shared.out = []
+        match event:
+            case FromDaemon(message):
+                self._from_lockd(message)
+            case FromPeer(route, message):
+                self._from_replica(route, message)
+            case PeerAnswer(replica, message):
+                self._answer(replica, message)
+            case Persisted(ticket):
+                shared.persisted(ticket)
+            case PersistFailed(ticket, reason):
+                shared.persist_failed(ticket, reason)
+            case Submit():
+                self._holder.submit(event)
+            case Timer():
+                self._timer()
+            case Leave():
+                self._leave()
+            case _:
+                assert_never(event)
+        return shared.out
+
+    # The session
+
+    def _timer(self) -> None:
+        shared = self._shared
+        if self._session == "joined" and shared.now_ns >= self._lease_ns:
+            self._lost("lockd did not answer within the lease")
+        if self._session == "joining" and shared.now_ns >= self._next_ns:
+            self._say_hello()
+        elif self._session == "joined" and shared.now_ns >= self._next_ns:
+            self._next_ns = shared.now_ns + self._ttl_ns // 3
+            request = shared.request()
+            self._sent = {
+                old: at for old, at in self._sent.items() if at + self._ttl_ns > shared.now_ns
+            } | {request: shared.now_ns}
+            shared.tell_lockd(Ping(shared.identity.epoch, shared.session, request))
+            self._follower.report_all()
+        self._holder.tick()
+
+    def _say_hello(self) -> None:
+        shared, identity = self._shared, self._shared.identity
+        self._hello = shared.request()
+        self._sent = {self._hello: shared.now_ns}
+        self._next_ns = shared.now_ns + _HELLO_EVERY_NS
+        heads = {file: state.head for file, state in shared.files.items()}
+        highest = max((state.promised for state in shared.files.values()), default=0)
+        durability: Literal["disk", "memory"] = "memory" if identity.durability == "memory" else "disk"
+        shared.emit(
+            SendLockd(
+                Hello(
+                    self._hello,
+                    identity.name,
+                    identity.incarnation,
+                    ReplicaHello(
+                        identity.replica, identity.start_count, identity.endpoint, heads, durability
+                    ),
+                    identity.group,
+                    identity.epoch,
+                    highest,
+                )
+            )
+        )
+
+    def _welcome(self, message: Welcome) -> None:
+        shared, identity = self._shared, self._shared.identity
+        if self._session != "joining" or message.request != self._hello:
+            return
+        sent_ns = self._sent.pop(message.request)
+        self._ttl_ns = message.ttl_ms * 1_000_000
+        self._holder.silence_ns = self._ttl_ns // 3
+        self._lease_ns = sent_ns + self._ttl_ns
+        self._next_ns = shared.now_ns + self._ttl_ns // 3
+        identity.group, identity.epoch, identity.host = message.group, message.epoch, message.host
+        if identity.replica != message.replica:
+            shared.emit(Note(f"this directory is a copy; its replica is {message.replica} now"))
+            identity.replica = message.replica
+        shared.emit(Remember(identity.replica, identity.host, identity.group, identity.epoch))
+        shared.session = message.session
+        self._session = "joined"
+        self._synchronize(sent_ns, message.time_us)
+        self._view(message.view)
+        shared.emit(Note(f"joined as {identity.host}, session {message.session} of epoch {message.epoch}"))
+        shared.emit(Joined())
+        self._holder.session_opened()
+
+    def _lost(self, reason: str) -> None:
+        """Void every lock, and begin the next session."""
+        shared = self._shared
+        if self._session != "joined":
+            return
+        self._session = "joining"
+        shared.session = 0
+        self._next_ns = shared.now_ns
+        shared.emit(Note(f"session lost: {reason}; every lock it held is void"))
+        self._holder.session_lost(f"the session was lost: {reason}")
+        self._follower.forget_session()
+
+    def _leave(self) -> None:
+        shared = self._shared
+        if self._session == "joined":
+            self._holder.session_lost("this client was told to end")
+            shared.tell_lockd(Goodbye(shared.identity.epoch, shared.session))
+        self._session = "left"
+        shared.session = 0
+
+    def _view(self, members: tuple[Member, ...]) -> None:
+        shared = self._shared
+        before, now = shared.members, {member.replica: member for member in members}
+        shared.members = now
+        own = shared.identity.replica
+        for replica in before:
+            if replica not in now and replica != own:
+                shared.emit(Disconnect(replica))
+        for replica, member in now.items():
+            if replica != own and before.get(replica) != member:
+                shared.emit(Connect(member))
+
+    def _synchronize(self, sent_ns: int, time_us: int) -> None:
+        """Take a round trip with lockd as an estimate of its clock, if it is better than what we have."""
+        now_ns = self._shared.now_ns
+        error_ns = (now_ns - sent_ns) / 2
+        if error_ns <= self._error_ns + (now_ns - self._sampled_ns) * _DRIFT:
+            self._error_ns, self._sampled_ns = error_ns, now_ns
+            self._shared.offset_ns = time_us * 1000 - (sent_ns + now_ns) // 2
+
+    # Messages
+
+    def _from_lockd(self, message: FromLockd) -> None:
+        shared = self._shared
+        match message:
+            case Welcome():
+                self._welcome(message)
+                return
+            case Stale():
+                if self.joined and message.epoch != shared.identity.epoch:
+                    self._lost("lockd has started anew")
+                return
+            case Refused() if message.request == self._hello and self._session == "joining":
+                shared.emit(JoinRefused(message.reason))
+                return
+            case _:
+                pass
+        if not self.joined or message.epoch != shared.identity.epoch:
+            return
+        match message:
+            case Grant():
+                self._holder.granted(message)
+            case Released():
+                self._holder.released(message)
+            case Pong():
+                self._pong(message)
+            case Refused():
+                self._holder.refused(message)
+            case InSync():
+                self._holder.in_sync(message)
+            case View():
+                self._view(message.members)
+                self._holder.members_changed()
+            case Learn():
+                self._follower.learn(message.file, message.sources)
+            case Admitted():
+                self._follower.admitted(message.file)
+            case Settle():
+                self._holder.settle(message.file)
+            case Ended():
+                if message.session == shared.session:
+                    self._lost(message.reason)
+            case _:
+                assert_never(message)
+
+    def _pong(self, message: Pong) -> None:
+        sent_ns = self._sent.pop(message.request, None)
+        if sent_ns is not None:
+            self._lease_ns = max(self._lease_ns, sent_ns + self._ttl_ns)
+            self._synchronize(sent_ns, message.time_us)
+
+    def _from_replica(self, route: bytes, message: Push | Fetch) -> None:
+        if message.group != self._shared.identity.group:
+            self._shared.emit(Note(f"dropped a message about {message.file} from another group"))
+            return
+        source = route[:16].decode("ascii", "replace")
+        match message:
+            case Push():
+                self._follower.push(route, source, message)
+            case Fetch():
+                self._follower.fetch(route, message)
+            case _:
+                assert_never(message)
+
+    def _answer(self, replica: str, message: FromReplica) -> None:
+        match message:
+            case Ack():
+                self._holder.acked(replica, message.file, message.token, message.seq)
+            case Fenced():
+                self._holder.fenced(message)
+            case Fetched():
+                self._follower.fetched(replica, message)
+            case _:
+                assert_never(message)

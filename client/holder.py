@@ -1,0 +1,416 @@
+"""The holder's core: an op from its submission to its outcome. No I/O.
+
+Theory of operation. An op waits for its file's lock. If the file is unclean it first settles: it pushes our
+head to the whole in-sync set and waits for every ack. Then it ticks, logs, persists, pushes and waits again;
+a read only ticks and logs. The release is final. A change is `ok` when every in-sync replica has acked it,
+a read when lockd confirms that its token was still current. A replica that leaves the view or stays silent is
+dropped by lockd at our request, and only its durable answer takes the replica off the list.
+
+An op that cannot go on is `failed` as long as no push with it has left, and `unknown` afterwards.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, Literal, assert_never
+
+from client.effects import Finished, Note, Outcome, ReadFile, SendReplica, Submit
+from client.shared import Shared
+from common.clock import merge
+from common.eventlog import shorten
+from common.messages import Acquire, Cancel, Drop, Fenced, Grant, InSync, Push, Refused, Release, Released
+from common.records import Record, Version, splice
+from common.tokens import format_token
+from common.wire import version_after
+
+_ANSWER_MARGIN_NS: Final = 1_000_000_000
+"""lockd ends a wait; so much later the client ends it by itself."""
+
+Stage = Literal["queued", "waiting", "holding", "settling", "persisting", "pushed", "releasing"]
+
+
+@dataclass(slots=True)
+class Op:
+    """An op in flight. A `submit` of None is the settling of a file that lockd asked for."""
+
+    submit: Submit | None
+    file: str
+    id: str
+    deadline_ns: int
+    stage: Stage = "queued"
+    request: int = 0
+    token: int = 0
+    in_sync: frozenset[str] = frozenset()
+    learners: tuple[str, ...] = ()
+    acked: set[str] = field(default_factory=set)
+    push: Push | None = None
+    version: Version | None = None
+    silent_ns: int | None = None
+    pushed_again: bool = False
+    asked_to_drop: frozenset[str] = frozenset()
+
+
+class Holder:
+    """All ops of this client that have not ended."""
+
+    def __init__(self, shared: Shared) -> None:
+        """Work on the shared state."""
+        self._shared = shared
+        self._ops: list[Op] = []
+        self._by_request: dict[int, Op] = {}
+        self.silence_ns = 1_000_000_000
+
+    def deadline_ns(self) -> int | None:
+        """Return when `tick` wants to be called, or None."""
+        deadlines = [op.silent_ns for op in self._ops if op.silent_ns is not None]
+        deadlines += [op.deadline_ns for op in self._ops if op.stage in ("queued", "waiting", "settling")]
+        return min(deadlines, default=None)
+
+    def submit(self, submit: Submit) -> None:
+        """Begin an op; ask for its lock as soon as a session is open."""
+        op = Op(submit, submit.file, "", self._shared.now_ns + submit.wait_ns)
+        self._ops.append(op)
+        if self._shared.session:
+            self._acquire(op)
+
+    def settle(self, file: str) -> None:
+        """Settle an unclean file, as lockd asks, under its lock."""
+        if not any(op.submit is None and op.file == file for op in self._ops):
+            op = Op(None, file, "", self._shared.now_ns + 10_000_000_000)
+            self._ops.append(op)
+            self._acquire(op)
+
+    def session_opened(self) -> None:
+        """Ask for the locks of the ops that waited for a session."""
+        for op in self._ops:
+            if op.stage == "queued":
+                self._acquire(op)
+
+    def session_lost(self, reason: str) -> None:
+        """End every op whose lock, or place in the queue, is void."""
+        for op in list(self._ops):
+            if op.stage != "queued":
+                self._fail(op, reason, release=False)
+
+    def granted(self, grant: Grant) -> None:
+        """Go on with the op that waited for this grant; a grant that nobody waits for goes back."""
+        shared = self._shared
+        op = self._by_request.get(grant.request)
+        if op is None:
+            shared.tell_lockd(Cancel(shared.identity.epoch, shared.session, grant.request))
+            return
+        if op.stage != "waiting":
+            return
+        op.stage = "holding"
+        op.token, op.in_sync, op.learners = grant.token, frozenset(grant.in_sync), grant.learners
+        shared.clock = merge(shared.clock, grant.clock)
+        state = shared.state(op.file)
+        op.version = state.head.version
+        if state.promised > grant.token:
+            self._fail(op, f"this replica has promised the newer token {format_token(state.promised)}")
+        elif grant.clean is None:
+            self._settle(op)
+        elif grant.clean != state.head.version:
+            self._fail(op, f"this replica is at {state.head.version}, the group at {grant.clean}; try again")
+        elif op.submit is None:
+            self._release(op, changed=False)
+            self._forget(op)
+        else:
+            self._do(op)
+
+    def refused(self, message: Refused) -> bool:
+        """End the op whose lock was refused; return whether there was one."""
+        op = self._by_request.get(message.request)
+        if op is None:
+            return False
+        self._fail(op, message.reason, release=False)
+        return True
+
+    def acked(self, replica: str, file: str, token: int, seq: int) -> None:
+        """Count an ack, and go on when the whole in-sync set has acked."""
+        for op in self._ops:
+            if op.file == file and op.token == token and op.stage in ("settling", "pushed"):
+                if op.version is not None and seq >= op.version.seq:
+                    op.acked.add(replica)
+                    self._go_on(op)
+                return
+
+    def fenced(self, fenced: Fenced) -> None:
+        """Give up an op whose push was refused: another holder has a newer token."""
+        for op in self._ops:
+            if op.file == fenced.file and op.token == fenced.token and op.stage in ("settling", "pushed"):
+                self._fail(
+                    op,
+                    f"fenced: token {format_token(fenced.token)} is older than "
+                    f"{format_token(fenced.promised)}, which a replica has promised",
+                )
+                return
+
+    def released(self, message: Released) -> None:
+        """Give out a read's value if its token was still current."""
+        op = self._by_request.get(message.request)
+        if op is None or op.stage != "releasing":
+            return
+        if message.current:
+            self._finish(op, "ok", "")
+        else:
+            self._finish(op, "failed", "its lock was lost before the read ended; try again")
+
+    def in_sync(self, message: InSync) -> None:
+        """Take in lockd's answer to a Drop: go on with the set that is left, or give up."""
+        op = self._by_request.get(message.request)
+        if op is None or op.stage not in ("settling", "pushed"):
+            return
+        if not message.current:
+            self._fail(op, "its lock was lost")
+            return
+        op.in_sync = frozenset(message.in_sync)
+        op.asked_to_drop = frozenset()
+        self._go_on(op)
+
+    def members_changed(self) -> None:
+        """Drop, at lockd, whoever has left and still owes an ack."""
+        for op in self._ops:
+            if op.stage in ("settling", "pushed"):
+                self._drop(op, frozenset(self._missing(op) - self._shared.members.keys()))
+
+    def tick(self) -> None:
+        """Do what has become due: end waits, push again to the silent, then drop them."""
+        now_ns = self._shared.now_ns
+        for op in list(self._ops):
+            if op.stage == "queued" and now_ns >= op.deadline_ns:
+                self._fail(op, "no session with lockd in time", release=False)
+            elif op.stage == "waiting" and now_ns >= op.deadline_ns:
+                shared = self._shared
+                shared.tell_lockd(Cancel(shared.identity.epoch, shared.session, op.request))
+                self._fail(op, "lockd gave no answer in time", release=False)
+            elif op.stage == "settling" and now_ns >= op.deadline_ns:
+                self._fail(op, f"no ack in time of {self._names(self._missing(op))}")
+            elif op.silent_ns is not None and now_ns >= op.silent_ns:
+                op.silent_ns = now_ns + self.silence_ns
+                if op.pushed_again:
+                    op.asked_to_drop = frozenset()
+                    self._drop(op, frozenset(self._missing(op)))
+                else:
+                    op.pushed_again = True
+                    self._send(op, self._missing(op))
+
+    # Stages
+
+    def _acquire(self, op: Op) -> None:
+        shared = self._shared
+        op.stage, op.request = "waiting", shared.request()
+        if op.submit is not None:
+            shared.identity.ops += 1
+            op.id = f"{shared.identity.host}:{shared.identity.ops}"
+        self._by_request[op.request] = op
+        mode: Literal["shared", "exclusive"] = "exclusive"
+        if op.submit is not None and op.submit.verb == "read":
+            mode = "shared"
+        wait_ns = max(0, op.deadline_ns - shared.now_ns)
+        op.deadline_ns += _ANSWER_MARGIN_NS
+        shared.tell_lockd(
+            Acquire(
+                shared.identity.epoch, shared.session, op.request, op.file, "file", mode, wait_ns // 1_000_000
+            )
+        )
+
+    def _settle(self, op: Op) -> None:
+        shared = self._shared
+        head = shared.state(op.file).head.version
+        op.stage = "persisting"
+
+        def then() -> None:
+            op.stage = "settling"
+            op.push = Push(shared.identity.group, op.file, op.token, head, (), shared.clock)
+            self._push(op)
+
+        shared.persist(
+            op.file, head.seq, (), (), (op.token, op.token), then, lambda reason: self._fail(op, reason)
+        )
+
+    def _do(self, op: Op) -> None:
+        assert op.submit is not None
+        match op.submit.verb:
+            case "read":
+                if op.file in self._shared.files:
+                    self._read(op)
+                else:
+                    self._create(op)
+            case "write" | "update" | "restore":
+                self._change(op)
+            case _:
+                assert_never(op.submit.verb)
+
+    def _create(self, op: Op) -> None:
+        """Make the file that a read is the first op of; it stays at version 0."""
+        op.stage = "persisting"
+        self._shared.persist(
+            op.file,
+            0,
+            (),
+            (),
+            (op.token, 0),
+            lambda: self._read(op),
+            lambda reason: self._fail(op, reason),
+        )
+
+    def _read(self, op: Op) -> None:
+        shared = self._shared
+        assert op.submit is not None
+        op.version = version = shared.state(op.file).head.version
+        shared.log(shared.stamp_us(), shared.tick(), "read", *_facts(op, version))
+        shared.emit(ReadFile(op.submit.op, op.file))
+        op.stage = "releasing"
+        self._release(op, changed=False, confirm=True)
+
+    def _change(self, op: Op) -> None:
+        shared, submit = self._shared, op.submit
+        assert submit is not None and submit.verb != "read"
+        state = shared.state(op.file)
+        head = state.head.version
+        if submit.verb == "restore":
+            if not 0 <= submit.of <= head.seq:
+                self._fail(op, f"{op.file} has versions 0 to {head.seq}, not {submit.of}")
+                return
+            offset, inserted = shared.history.change_to(op.file, submit.of)
+        else:
+            offset, inserted = splice(submit.verb, submit.text, state.length)
+        time_us, clock = shared.stamp_us(), shared.tick()
+        record = Record(
+            head.seq + 1, op.token, op.id, submit.verb, offset, inserted, clock, time_us, submit.of
+        )
+        version = version_after(head, record)
+        more = [("bytes", f"{record.length - state.length:+d}")]
+        if submit.verb == "restore":
+            more.append(("of", str(submit.of)))
+        more.append(("snapshot", f"{op.file}@{version.seq}"))
+        if submit.verb != "restore":
+            more.append(("text", shorten(submit.text)))
+        shared.log(time_us, clock, submit.verb, *_facts(op, version), *more)
+        op.stage = "persisting"
+
+        def then() -> None:
+            op.stage, op.version = "pushed", version
+            op.push = Push(shared.identity.group, op.file, op.token, head, (record,), {})
+            self._push(op)
+
+        def failed(reason: str) -> None:
+            origin = ("from", shared.identity.host)
+            shared.log(shared.stamp_us(), shared.tick(), "undo", *_facts(op, version), origin)
+            self._fail(op, reason)
+
+        shared.persist(op.file, head.seq, (record,), (version,), (op.token, op.token), then, failed)
+
+    def _push(self, op: Op) -> None:
+        """Send the push to everybody but ourselves, and wait for the in-sync set's acks."""
+        shared = self._shared
+        op.acked = {shared.identity.replica}
+        op.silent_ns, op.pushed_again = shared.now_ns + self.silence_ns, False
+        missing = self._missing(op)
+        self._send(op, missing | set(op.learners))
+        self._drop(op, frozenset(missing - shared.members.keys()))
+        self._go_on(op)
+
+    def _send(self, op: Op, replicas: set[str]) -> None:
+        assert op.push is not None
+        own = self._shared.identity.replica
+        for replica in sorted(replicas):
+            if replica in self._shared.members and replica != own:
+                self._shared.emit(SendReplica(replica, op.push))
+
+    def _missing(self, op: Op) -> set[str]:
+        return set(op.in_sync - op.acked)
+
+    def _drop(self, op: Op, replicas: frozenset[str]) -> None:
+        """Ask lockd to take replicas out of the in-sync set, once."""
+        shared = self._shared
+        if not replicas or replicas <= op.asked_to_drop:
+            return
+        op.asked_to_drop |= replicas
+        shared.emit(Note(f"no ack for {op.id or op.file} of {self._names(set(replicas))}; asking lockd"))
+        request = shared.request()
+        self._by_request[request] = op
+        shared.tell_lockd(
+            Drop(
+                shared.identity.epoch,
+                shared.session,
+                request,
+                op.file,
+                op.token,
+                tuple(sorted(replicas)),
+            )
+        )
+
+    def _go_on(self, op: Op) -> None:
+        if self._missing(op):
+            return
+        op.silent_ns = None
+        if op.stage == "settling":
+            op.stage = "holding"
+            if op.submit is None:
+                self._release(op, changed=False)
+                self._forget(op)
+            else:
+                self._do(op)
+        elif op.stage == "pushed":
+            self._release(op, changed=True)
+            self._finish(op, "ok", "")
+
+    def _release(self, op: Op, changed: bool, confirm: bool = False) -> None:
+        shared = self._shared
+        assert op.version is not None
+        request = 0
+        if confirm:
+            request = shared.request()
+            self._by_request[request] = op
+        shared.tell_lockd(
+            Release(
+                shared.identity.epoch,
+                shared.session,
+                request,
+                op.file,
+                op.token,
+                op.version,
+                shared.clock,
+                changed,
+                tuple(sorted(op.acked)),
+                confirm,
+            )
+        )
+
+    def _names(self, replicas: set[str]) -> str:
+        return ", ".join(sorted(self._shared.host_of(replica) for replica in replicas))
+
+    # Ends
+
+    def _fail(self, op: Op, reason: str, release: bool = True) -> None:
+        """End an op that cannot go on; give its lock back where it has one and may."""
+        if release and op.token:
+            if op.stage == "settling":
+                op.acked = set()
+            self._release(op, changed=op.stage == "pushed")
+        self._finish(op, "unknown" if op.stage == "pushed" else "failed", reason)
+
+    def _finish(self, op: Op, outcome: Outcome, reason: str) -> None:
+        self._forget(op)
+        if outcome != "ok":
+            what = op.id or f"settling {op.file}"
+            self._shared.emit(Note(f"{what} ended {outcome}: {shorten(reason)}"))
+        if op.submit is not None:
+            version = op.version or self._shared.state(op.file).head.version
+            self._shared.emit(Finished(op.submit.op, op.id, outcome, version, reason))
+
+    def _forget(self, op: Op) -> None:
+        self._ops = [other for other in self._ops if other is not op]
+        self._by_request = {
+            request: other for request, other in self._by_request.items() if other is not op
+        }
+
+
+def _facts(op: Op, version: Version) -> tuple[tuple[str, str], ...]:
+    return (
+        ("file", op.file),
+        ("id", op.id),
+        ("token", format_token(op.token)),
+        ("seq", str(version.seq)),
+        ("hash", version.hash.hex()[:12]),
+    )

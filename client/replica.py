@@ -1,0 +1,297 @@
+"""The follower's core: what a replica does with pushes and fetches of others. No I/O.
+
+Theory of operation. A replica promises tokens and follows one. A push below the promise is fenced. The first
+push taken in under a newer token replaces everything behind the common prefix, by undo; under the followed
+token a push only adds. A push that meets nothing we hold is promised alone, durably, and then we fetch what
+we lack from its sender; an answer is taken in like a push of the token that its source follows. A learner
+does the same from the sources that lockd names, and reports to lockd after everything it takes in.
+
+Invariants:
+- promised >= followed token, and both only rise;
+- an event line stands before the durable write, and the durable write before the ack;
+- we never ack what we do not hold durably under the token that is acked.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from client.effects import Answer, Note, SendReplica
+from client.shared import Shared
+from common.clock import Clock, merge
+from common.eventlog import shorten
+from common.limits import FETCH_BYTES_MAX, FETCH_POINTS_MAX
+from common.messages import Ack, Fenced, Fetch, Fetched, Push, Report
+from common.records import EMPTY, Record, Version
+from common.tokens import format_token
+from common.wire import version_after
+
+_RETRY_NS: Final = 1_000_000_000
+"""A fetch that is not answered in this time is given up; the push or lockd brings the next."""
+
+
+@dataclass(slots=True)
+class Fetching:
+    """A fetch under way."""
+
+    request: int
+    source: str
+    since_ns: int
+
+
+@dataclass(slots=True)
+class Owed:
+    """An ack that a push of `source` waits for while we fetch what came before it."""
+
+    source: str
+    route: bytes
+    token: int
+    tip: Version
+
+
+class Follower:
+    """The replica's side of replication, for all files."""
+
+    def __init__(self, shared: Shared) -> None:
+        """Work on the shared state."""
+        self._shared = shared
+        self._fetching: dict[str, Fetching] = {}
+        self._owed: dict[str, Owed] = {}
+        self.learning: set[str] = set()
+
+    def push(self, route: bytes, source: str, push: Push) -> None:
+        """Take in a push that `source` sent along `route`, or refuse it, or fetch what is missing."""
+        shared = self._shared
+        state = shared.state(push.file)
+        if push.token < state.promised:
+            shared.emit(
+                Note(
+                    f"refused a push of {shared.host_of(source)} to {push.file}: its token "
+                    f"{format_token(push.token)} is fenced by {format_token(state.promised)}"
+                )
+            )
+            shared.emit(Answer(route, Fenced(push.file, push.token, state.promised)))
+            return
+        if not _consecutive(push.previous, push.records):
+            shared.emit(Note(f"dropped a push of {shared.host_of(source)}: its ops do not follow each other"))
+            return
+        versions = _chain(push.previous, push.records)
+        tip = versions[-1] if versions else push.previous
+        keep = self._common(push.file, push.token, push.previous, push.records, versions)
+        if keep is None:
+            self._owed[push.file] = Owed(source, route, push.token, tip)
+            if push.token > state.promised:
+                shared.persist(
+                    push.file,
+                    state.head.version.seq,
+                    (),
+                    (),
+                    (push.token, state.head.follows),
+                    lambda: self._fetch(push.file, source),
+                    self._note_failure,
+                )
+            else:
+                self._fetch(push.file, source)
+            return
+
+        def taken() -> None:
+            shared.emit(Answer(route, Ack(push.file, push.token, tip.seq)))
+            self._report(push.file)
+
+        cause = push.clock or (push.records[-1].clock if push.records else {})
+        self._take(push.file, push.token, keep, push.records, versions, cause, source, taken)
+
+    def fetched(self, source: str, answer: Fetched) -> None:
+        """Take in the answer to our fetch, like a push of the token that its source follows."""
+        shared = self._shared
+        fetching = self._fetching.get(answer.file)
+        if fetching is None or fetching.request != answer.request or fetching.source != source:
+            return
+        if not _consecutive(answer.previous, answer.records):
+            shared.emit(Note(f"dropped an answer of {shared.host_of(source)}: its ops do not follow each other"))
+            return
+        del self._fetching[answer.file]
+        state = shared.state(answer.file)
+        versions = _chain(answer.previous, answer.records)
+        keep = None
+        if answer.follows >= state.promised:
+            keep = self._common(answer.file, answer.follows, answer.previous, answer.records, versions)
+        if keep is None:
+            self._pay(answer.file, source)
+            return
+
+        def taken() -> None:
+            if answer.more:
+                self._fetch(answer.file, source)
+                return
+            self._pay(answer.file, source)
+            self._report(answer.file)
+
+        cause = answer.records[-1].clock if answer.records else {}
+        self._take(answer.file, answer.follows, keep, answer.records, versions, cause, source, taken)
+
+    def _pay(self, file: str, source: str) -> None:
+        """Send the ack that we owe, or fetch from whom we owe it, if that was not whom we asked just now."""
+        shared = self._shared
+        owed = self._owed.get(file)
+        if owed is None:
+            return
+        held = shared.history.version_at(file, owed.tip.seq)
+        if shared.state(file).head.follows == owed.token and held is not None and held.hash == owed.tip.hash:
+            del self._owed[file]
+            shared.emit(Answer(owed.route, Ack(file, owed.token, owed.tip.seq)))
+        elif owed.source == source:
+            del self._owed[file]
+        else:
+            self._fetch(file, owed.source)
+
+    def fetch(self, route: bytes, fetch: Fetch) -> None:
+        """Answer another replica's fetch: what we hold behind the newest version that we share."""
+        shared = self._shared
+        state = shared.state(fetch.file)
+        base = EMPTY
+        for seq, found in fetch.points:
+            version = shared.history.version_at(fetch.file, seq)
+            if version is not None and version.hash == found:
+                base = version
+                break
+        records, more = shared.history.records_after(fetch.file, base.seq, FETCH_BYTES_MAX)
+        shared.emit(
+            Answer(route, Fetched(fetch.file, fetch.request, state.head.follows, base, records, more))
+        )
+
+    def learn(self, file: str, sources: tuple[str, ...]) -> None:
+        """Become, or stay, a learner of `file`, and fetch from the first source unless a fetch is under way."""
+        self.learning.add(file)
+        if sources:
+            self._fetch(file, sources[0])
+
+    def admitted(self, file: str) -> None:
+        """Take in that we are in the in-sync set of `file`."""
+        if file in self.learning:
+            self.learning.discard(file)
+            self._shared.emit(Note(f"in sync with {file} at {self._shared.state(file).head.version}"))
+
+    def forget_session(self) -> None:
+        """Take in that the session is lost: lockd will say anew what we have to learn."""
+        self.learning.clear()
+        self._fetching.clear()
+
+    def report_all(self) -> None:
+        """Tell lockd of every file that we still learn; it answers with sources or an admission."""
+        for file in self.learning:
+            self._report(file)
+
+    def _common(
+        self,
+        file: str,
+        token: int,
+        previous: Version,
+        records: tuple[Record, ...],
+        versions: tuple[Version, ...],
+    ) -> int | None:
+        """Return up to which seq we keep what we have, or None where `previous` meets nothing of ours."""
+        shared = self._shared
+        head = shared.state(file).head
+        held = shared.history.version_at(file, previous.seq)
+        if held is None or held.hash != previous.hash:
+            return None
+        common = previous.seq
+        for record, version in zip(records, versions, strict=True):
+            ours = head.version if record.seq == head.version.seq else None
+            if ours is None and record.seq < head.version.seq:
+                ours = shared.history.version_at(file, record.seq)
+            if ours is None or ours.hash != version.hash:
+                break
+            common = record.seq
+        if token > head.follows:
+            return common
+        # Under the followed token a push only adds: all it brings is held, or it goes on where we end.
+        if not records or common == records[-1].seq:
+            return head.version.seq
+        return common if common == head.version.seq else None
+
+    def _take(
+        self,
+        file: str,
+        token: int,
+        keep: int,
+        records: tuple[Record, ...],
+        versions: tuple[Version, ...],
+        cause: Clock,
+        source: str,
+        taken: Callable[[], None],
+    ) -> None:
+        """Undo what stands behind `keep`, apply what is new, log both, and make it durable."""
+        shared = self._shared
+        state = shared.state(file)
+        skip = sum(record.seq <= keep for record in records)
+        new, new_versions = records[skip:], versions[skip:]
+        if not new and keep == state.head.version.seq and token == state.head.follows and file in shared.files:
+            taken()
+            return
+        origin = ("from", shared.host_of(source))
+        for seq in range(state.head.version.seq, keep, -1):
+            undone = shared.history.record_at(file, seq)
+            version = shared.history.version_at(file, seq)
+            assert version is not None
+            shared.clock = merge(shared.clock, cause)
+            shared.log(shared.stamp_us(), shared.tick(), "undo", *_facts(file, undone, version), origin)
+        for record, version in zip(new, new_versions, strict=True):
+            shared.clock = merge(shared.clock, record.clock)
+            shared.log(shared.stamp_us(), shared.tick(), "apply", *_facts(file, record, version), origin)
+        shared.clock = merge(shared.clock, cause)
+        shared.persist(
+            file, keep, new, new_versions, (max(state.promised, token), token), taken, self._note_failure
+        )
+
+    def _fetch(self, file: str, source: str) -> None:
+        shared = self._shared
+        fetching = self._fetching.get(file)
+        if fetching and shared.now_ns - fetching.since_ns < _RETRY_NS and fetching.source in shared.members:
+            return
+        if source not in shared.members:
+            return
+        points: list[tuple[int, bytes]] = []
+        seq, step = shared.state(file).head.version.seq, 1
+        while seq > 0 and len(points) < FETCH_POINTS_MAX:
+            version = shared.history.version_at(file, seq)
+            assert version is not None
+            points.append((seq, version.hash))
+            seq, step = seq - step, step * 2
+        request = shared.request()
+        self._fetching[file] = Fetching(request, source, shared.now_ns)
+        shared.emit(SendReplica(source, Fetch(shared.identity.group, file, request, tuple(points))))
+
+    def _report(self, file: str) -> None:
+        shared = self._shared
+        if file in self.learning and shared.session:
+            head = shared.state(file).head
+            shared.tell_lockd(
+                Report(shared.identity.epoch, shared.session, file, head.version, head.follows)
+            )
+
+    def _note_failure(self, reason: str) -> None:
+        self._shared.emit(Note(f"a push was not taken in: {shorten(reason)}"))
+
+
+def _consecutive(previous: Version, records: tuple[Record, ...]) -> bool:
+    return all(record.seq == previous.seq + place for place, record in enumerate(records, 1))
+
+
+def _chain(previous: Version, records: tuple[Record, ...]) -> tuple[Version, ...]:
+    versions = []
+    for record in records:
+        previous = version_after(previous, record)
+        versions.append(previous)
+    return tuple(versions)
+
+
+def _facts(file: str, record: Record, version: Version) -> tuple[tuple[str, str], ...]:
+    return (
+        ("file", file),
+        ("id", record.id),
+        ("token", format_token(record.token)),
+        ("seq", str(version.seq)),
+        ("hash", version.hash.hex()[:12]),
+    )

@@ -1,0 +1,128 @@
+"""What the parts of the client's core share: who we are, our clock, our files, and the effects under way."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+from client.effects import Effect, FileState, History, Log, Persist, SendLockd
+from common.clock import Clock, tick
+from common.messages import Head, Member, ToLockd
+from common.records import EMPTY, Record, Version
+
+NO_FILE = FileState(Head(EMPTY, 0, {}), 0, 0)
+"""The state of a file that is not there: version 0, nothing promised."""
+
+
+@dataclass(slots=True)
+class Identity:
+    """Who this process is, as its data directory remembers it and lockd confirms it.
+
+    `host` is "" and `ops` 0 before the first session. `ops` is the number of the last op id given out.
+    """
+
+    name: str
+    incarnation: str
+    replica: str
+    start_count: int
+    endpoint: str
+    durability: str
+    host: str = ""
+    group: str = ""
+    epoch: int = 0
+    ops: int = 0
+
+
+@dataclass(slots=True)
+class Shared:
+    """State that more than one part reads. `files` changes only when a Persist has come back."""
+
+    identity: Identity
+    history: History
+    files: dict[str, FileState]
+    clock: Clock
+    last_time_us: int
+    members: Mapping[str, Member] = field(default_factory=dict)
+    session: int = 0
+    now_ns: int = 0
+    offset_ns: int = 0
+    out: list[Effect] = field(default_factory=list)
+    requests: int = 0
+    _tickets: int = 0
+    _pending: dict[int, tuple[str, FileState, Callable[[], None], Callable[[str], None]]] = field(
+        default_factory=dict
+    )
+
+    def emit(self, effect: Effect) -> None:
+        """Ask the driver for an effect, behind those asked for before."""
+        self.out.append(effect)
+
+    def tell_lockd(self, message: ToLockd) -> None:
+        """Ask the driver to send to lockd."""
+        self.out.append(SendLockd(message))
+
+    def request(self) -> int:
+        """Return a request number that was not used before."""
+        self.requests += 1
+        return self.requests
+
+    def state(self, file: str) -> FileState:
+        """Return what we have of a file, NO_FILE where we have nothing."""
+        return self.files.get(file, NO_FILE)
+
+    def host_of(self, replica: str) -> str:
+        """Return a replica's host for the log; its id where it has left the view."""
+        member = self.members.get(replica)
+        return member.host if member else replica
+
+    def stamp_us(self) -> int:
+        """Return network time in microseconds, later than every stamp before."""
+        self.last_time_us = max(self.last_time_us + 1, (self.now_ns + self.offset_ns) // 1000)
+        return self.last_time_us
+
+    def log(self, time_us: int, clock: Clock, verb: str, *values: tuple[str, str]) -> None:
+        """Take `clock`, which must be one tick of ours, as our clock, and log the event."""
+        self.clock = clock
+        self.out.append(Log(time_us, self.identity.host, clock, verb, values))
+
+    def tick(self) -> Clock:
+        """Return our clock with the own component one higher."""
+        return tick(self.clock, self.identity.host)
+
+    def persist(
+        self,
+        file: str,
+        keep: int,
+        records: tuple[Record, ...],
+        versions: tuple[Version, ...],
+        tokens: tuple[int, int],
+        then: Callable[[], None],
+        failed: Callable[[str], None],
+    ) -> None:
+        """Ask for one durable change (see Persist); `tokens` are promised and followed; call back at its end."""
+        before = self.state(file)
+        promised, follows = tokens
+        if records:
+            head = Head(versions[-1], follows, records[-1].clock)
+            after = FileState(head, records[-1].length, promised)
+        elif keep == before.head.version.seq:
+            after = replace(before, head=replace(before.head, follows=follows), promised=promised)
+        else:
+            version = self.history.version_at(file, keep)
+            assert version is not None
+            newest = self.history.record_at(file, keep) if keep else None
+            head = Head(version, follows, newest.clock if newest else {})
+            after = FileState(head, newest.length if newest else 0, promised)
+        self._tickets += 1
+        self._pending[self._tickets] = (file, after, then, failed)
+        hashes = tuple([version.hash for version in versions])
+        self.out.append(Persist(self._tickets, file, keep, records, hashes, promised, follows))
+
+    def persisted(self, ticket: int) -> None:
+        """Take in that a Persist is durable."""
+        file, after, then, _ = self._pending.pop(ticket)
+        self.files[file] = after
+        then()
+
+    def persist_failed(self, ticket: int, reason: str) -> None:
+        """Take in that a Persist did not happen."""
+        _, _, _, failed = self._pending.pop(ticket)
+        failed(reason)

@@ -1,0 +1,44 @@
+"""Every ZeroMQ option that Lockstep relies on, in one place; none is left at its default by accident."""
+
+import zmq
+
+from common.limits import FRAME_BYTES_MAX, QUEUE_MESSAGES_MAX
+
+
+def _configure(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    socket.set(zmq.LINGER, 0)
+    socket.set(zmq.SNDHWM, QUEUE_MESSAGES_MAX)
+    socket.set(zmq.RCVHWM, QUEUE_MESSAGES_MAX)
+    socket.set(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
+    socket.set(zmq.RECONNECT_IVL, 20)
+    socket.set(zmq.RECONNECT_IVL_MAX, 500)
+    socket.set(zmq.TCP_KEEPALIVE, 1)
+    socket.set(zmq.IPV6, 0)
+    return socket
+
+
+def listener(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """Return a ROUTER to bind: what cannot be sent is an error to see, never dropped in silence."""
+    socket = _configure(context.socket(zmq.ROUTER))
+    socket.set(zmq.ROUTER_MANDATORY, 1)
+    return socket
+
+
+def caller(context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes) -> zmq.Socket[bytes]:
+    """Return a DEALER to connect to lockd; `routing_id` is unique to this start of the process."""
+    socket = _configure(context.socket(zmq.DEALER))
+    socket.set(zmq.ROUTING_ID, routing_id)
+    return socket
+
+
+def fan(context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes) -> zmq.Socket[bytes]:
+    """Return a ROUTER that connects to many listeners, each under a routing id that `connect` names."""
+    socket = listener(context)
+    socket.set(zmq.ROUTING_ID, routing_id)
+    return socket
+
+
+def connect(socket: zmq.Socket[bytes], endpoint: str, routing_id: bytes) -> None:
+    """Connect a `fan` so that messages to `routing_id` go to `endpoint`, from this moment on."""
+    socket.set(zmq.CONNECT_ROUTING_ID, routing_id)
+    socket.connect(endpoint)

@@ -1,0 +1,5 @@
+"""`python -P -m lockd`."""
+
+from lockd.cli import main
+
+main()

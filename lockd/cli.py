@@ -1,0 +1,61 @@
+"""The command `lockd`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from common.errors import EXIT_CRASHED, CommandError, end_with, wrong_use
+from common.moments import parse_duration
+
+DEFAULT_BIND = "tcp://127.0.0.1:7461"
+
+app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+@app.command()
+def lockd(
+    bind: Annotated[
+        list[str], typer.Option(metavar="ENDPOINT", help="Where to listen; repeats. tcp://HOST:* takes a free port.")
+    ] = [DEFAULT_BIND],  # noqa: B006  (typer reads it, nobody writes it)
+    data: Annotated[Path, typer.Option(metavar="DIR", help="Its directory: state, grants.log, lockd.log.")] = Path(
+        "lockd-data"
+    ),
+    ttl: Annotated[str, typer.Option(metavar="TIME", help="How long a session outlives its last message.")] = "3s",
+) -> None:
+    """The lock daemon of one group. Prints a line beginning with `ready`, serves until SIGINT or SIGTERM."""
+    for endpoint in bind:
+        if not endpoint.startswith(("tcp://", "ipc://")):
+            raise wrong_use(f"--bind {endpoint}: an endpoint reads tcp://HOST:PORT or ipc://PATH")
+        if endpoint.startswith("tcp://"):
+            port = endpoint.rpartition(":")[2]
+            if not (port == "*" or (port.isascii() and port.isdigit() and int(port) < 65536)):
+                raise wrong_use(f"--bind {endpoint}: {port!r} is no port; use 1 to 65535, or * for a free one")
+    try:
+        ttl_ns = parse_duration(ttl)
+    except ValueError as error:
+        raise wrong_use(f"--ttl: {error}") from None
+    if not 100_000_000 <= ttl_ns <= 3_600_000_000_000:
+        raise wrong_use(f"--ttl {ttl}: it is at least 100ms and at most 1h")
+    from common.signals import Signals  # noqa: PLC0415  (ZeroMQ is loaded when it is needed)
+    from lockd.server import Server  # noqa: PLC0415
+
+    signals = Signals()
+    server = Server(bind, data, ttl_ns)
+    try:
+        print(f"ready {' '.join(server.endpoints)} epoch {server.epoch}", flush=True)
+        server.serve(signals)
+    finally:
+        server.close()
+
+
+def main() -> None:
+    """Run the command; whatever ends it early ends in one line on stderr."""
+    from lockd.state import StateError  # noqa: PLC0415
+
+    try:
+        app(prog_name="lockd")
+    except CommandError as error:
+        end_with("lockd", error)
+    except StateError as error:
+        end_with("lockd", CommandError(EXIT_CRASHED, str(error)))

@@ -1,0 +1,663 @@
+"""lockd's core: sessions, locks and in-sync sets, without I/O, clock or randomness.
+
+Theory of operation. Every message of a client, and the timer, is one call; it changes the state and returns
+effects in the order in which they are to be done. A lock has a queue and holds; whatever may let somebody
+through (a release, an end of session, an admission) ends in `_advance`, which grants from the front of the
+queue. Durable are the epoch, replicas and their hosts, sessions and in-sync sets; grants are not.
+
+Invariants:
+- a token is never granted twice and every grant's is larger than all before;
+- an exclusive hold is alone; shared holds are together; a waiter that can be served is served in its turn;
+- a file's lock goes only to a live member of its in-sync set, and exclusively while the file is unclean;
+- a file is clean only at a version that its whole in-sync set holds;
+- what is Persisted stands before every message that tells of it.
+
+It must never wait, and never trust a message further than its session and token.
+"""
+
+import hashlib
+import heapq
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final, assert_never
+
+from common.clock import merge
+from common.grantlog import GrantEvent, GrantLine
+from common.limits import ANSWERS_KEPT_MAX, LOCKS_MAX, SESSIONS_MAX, WAITERS_MAX
+from common.messages import (
+    Acquire,
+    Admitted,
+    Cancel,
+    Drop,
+    Ended,
+    FromLockd,
+    Goodbye,
+    Grant,
+    Hello,
+    InSync,
+    Learn,
+    Member,
+    Mode,
+    Ping,
+    Pong,
+    Refused,
+    Release,
+    Released,
+    ReplicaHello,
+    Report,
+    Settle,
+    Stale,
+    ToLockd,
+    View,
+    Welcome,
+)
+from common.names import client_name_problem, file_name_problem, lock_name_problem
+from common.records import EMPTY, Version
+from common.tokens import format_token, make_token
+from lockd.effects import (
+    Change,
+    Durable,
+    Effect,
+    InSyncChanged,
+    LogGrant,
+    Note,
+    Persist,
+    ReplicaSeen,
+    Send,
+    SessionEnded,
+    SessionOpened,
+)
+from lockd.locks import FileState, Hold, Lock, Waiter, new_file
+
+_STALL_NS: Final = 200_000_000
+"""A timer that fires so late tells that lockd itself was stalled, not its clients."""
+
+
+@dataclass(slots=True)
+class Session:
+    """A client's lease. `member` is its replica as others reach it, None without one."""
+
+    id: int
+    name: str
+    host: str
+    route: bytes
+    incarnation: str
+    hello: int
+    member: Member | None
+    deadline_ns: int
+    waits: dict[int, str] = field(default_factory=dict)
+    holds: dict[int, str] = field(default_factory=dict)
+    answers: OrderedDict[int, FromLockd] = field(default_factory=OrderedDict)
+
+
+class Lockd:
+    """The lock server of one group."""
+
+    def __init__(self, durable: Durable, ttl_ns: int) -> None:
+        """Start in `durable.epoch` with leases of `ttl_ns` nanoseconds."""
+        self.epoch = durable.epoch
+        self.group = durable.group
+        self.ttl_ns = ttl_ns
+        self.sessions: dict[int, Session] = {}
+        self.locks: dict[str, Lock] = {}
+        self._counter = 0
+        self._last_session = durable.last_session
+        self._replicas = dict(durable.replicas)
+        self._by_name: dict[str, Session] = {}
+        self._by_replica: dict[str, Session] = {}
+        self._timers: list[tuple[int, int, int]] = []
+        self._out: list[Effect] = []
+        for file, in_sync in durable.in_sync.items():
+            self.locks[file] = Lock(file, "file", FileState(in_sync))
+
+    # Entry points
+
+    def deadline_ns(self) -> int | None:
+        """Return when `handle_timer` wants to be called, or None."""
+        return self._timers[0][0] if self._timers else None
+
+    def handle(self, route: bytes, message: ToLockd, now_ns: int) -> list[Effect]:
+        """Take in a message that came along `route` at `now_ns`, lockd's time in nanoseconds since 1970."""
+        self._out = []
+        if isinstance(message, Hello):
+            self._hello(route, message, now_ns)
+            return self._out
+        if message.epoch != self.epoch:
+            self._send(route, Stale(self.epoch))
+            return self._out
+        session = self.sessions.get(message.session)
+        if session is None or session.route != route:
+            self._send(route, Ended(self.epoch, message.session, "this session is not open"))
+            return self._out
+        session.deadline_ns = now_ns + self.ttl_ns
+        match message:
+            case Acquire():
+                self._acquire(session, message, now_ns)
+            case Release():
+                self._release(session, message, now_ns)
+            case Ping():
+                self._send(route, Pong(self.epoch, message.request, now_ns // 1000))
+            case Cancel():
+                self._cancel(session, message.request, now_ns)
+            case Drop():
+                self._drop(session, message, now_ns)
+            case Report():
+                self._report(session, message, now_ns)
+            case Goodbye():
+                self._end(session, "it said goodbye", now_ns)
+            case _:
+                assert_never(message)
+        return self._out
+
+    def handle_timer(self, now_ns: int) -> list[Effect]:
+        """Expire what is due at `now_ns`; the driver has drained its inbox before."""
+        self._out = []
+        if self._timers and now_ns - self._timers[0][0] > _STALL_NS:
+            stall_ns = now_ns - self._timers[0][0]
+            self._out.append(Note(f"stalled for {stall_ns / 1e9:.3f} s; all leases are longer by that"))
+            for session in self.sessions.values():
+                session.deadline_ns += stall_ns
+        while self._timers and self._timers[0][0] <= now_ns:
+            _, session_id, request = heapq.heappop(self._timers)
+            due = self.sessions.get(session_id)
+            if due is None:
+                continue
+            if request:
+                self._wait_over(due, request)
+            elif due.deadline_ns > now_ns:
+                heapq.heappush(self._timers, (due.deadline_ns, session_id, 0))
+            else:
+                self._end(due, f"its lease of {self.ttl_ns / 1e9:g} s ran out", now_ns)
+        return self._out
+
+    def stop(self, now_ns: int) -> list[Effect]:
+        """End in good order: every lock that is held is void, and grants.log says so."""
+        self._out = []
+        for lock in self.locks.values():
+            for hold in list(lock.holds.values()):
+                self._log("expiry", lock, hold, now_ns)
+            lock.holds.clear()
+        return self._out
+
+    # Sessions
+
+    def _hello(self, route: bytes, hello: Hello, now_ns: int) -> None:
+        running = self._by_name.get(hello.name)
+        if running and running.incarnation == hello.incarnation and running.hello == hello.request:
+            running.route, running.deadline_ns = route, now_ns + self.ttl_ns
+            self._send(route, self._welcome(running, now_ns))
+            return
+        replica = hello.replica
+        known = self._replicas.get(replica.replica) if replica else None
+        problem = self._hello_problem(hello, running)
+        if problem:
+            self._send(route, Refused(self.epoch, hello.request, problem))
+            return
+        changes: list[Change] = []
+        if running:
+            self._end(running, "its client began a new session", now_ns)
+        if replica and (older := self._by_replica.get(replica.replica)):
+            self._end(older, "its replica began a new session", now_ns)
+        self._last_session += 1
+        number, host, member = self._last_session, hello.name, None
+        if replica:
+            if (
+                known
+                and replica.start_count <= known.start_count
+                and hello.incarnation != known.incarnation
+            ):
+                copy = hashlib.blake2b(
+                    f"{replica.replica} {self.epoch} {number}".encode(), digest_size=8
+                ).hexdigest()
+                self._out.append(Note(f"{hello.name} runs on a copied directory; its replica is {copy} now"))
+                known, replica_id = None, copy
+            else:
+                replica_id = replica.replica
+            host = known.host if known else self._new_host(hello.name)
+            seen = ReplicaSeen(replica_id, hello.name, host, replica.start_count, hello.incarnation)
+            self._replicas[replica_id] = seen
+            changes.append(seen)
+            member = Member(replica_id, host, replica.endpoint, hello.incarnation)
+        session = Session(
+            number,
+            hello.name,
+            host,
+            route,
+            hello.incarnation,
+            hello.request,
+            member,
+            now_ns + self.ttl_ns,
+        )
+        self.sessions[number] = self._by_name[hello.name] = session
+        heapq.heappush(self._timers, (session.deadline_ns, number, 0))
+        if member:
+            self._by_replica[member.replica] = session
+        changes.append(SessionOpened(number, hello.name, member.replica if member else ""))
+        self._persist(*changes)
+        self._out.append(Note(f"session {number} of {host} is open"))
+        self._send(route, self._welcome(session, now_ns))
+        if member and replica:
+            self._tell_view(session)
+            self._take_heads(member.replica, replica, now_ns)
+
+    def _hello_problem(self, hello: Hello, running: Session | None) -> str | None:
+        if problem := client_name_problem(hello.name):
+            return problem
+        if hello.group not in ("", self.group):
+            return "its data directory belongs to another group; use an empty one"
+        if hello.epoch > self.epoch or hello.highest_token > make_token(self.epoch, self._counter):
+            return (
+                f"lockd's state is older than what {hello.name} has seen (epoch {self.epoch} against "
+                f"token {format_token(hello.highest_token)}); start lockd on its newest data directory"
+            )
+        same = running is not None and (
+            running.incarnation == hello.incarnation
+            or (hello.replica and running.member and running.member.replica == hello.replica.replica)
+        )
+        if running is not None and not same:
+            return f"the name {hello.name} is in use by a live session; choose another with --name"
+        if len(self.sessions) >= SESSIONS_MAX:
+            return f"lockd serves at most {SESSIONS_MAX} sessions"
+        if hello.replica:
+            for file, head in hello.replica.heads.items():
+                lock = self.locks.get(file)
+                if lock is not None and lock.kind != "file":
+                    return f"{file} is a lock without a file in this group"
+                if lock is None and head.version != EMPTY:
+                    return f"lockd does not know its file {file}; start lockd on its newest data directory"
+        return None
+
+    def _new_host(self, name: str) -> str:
+        number = 1 + sum(seen.host.partition("#")[0] == name for seen in self._replicas.values())
+        return name if number == 1 else f"{name}#{number}"
+
+    def _welcome(self, session: Session, now_ns: int) -> Welcome:
+        return Welcome(
+            self.epoch,
+            session.id,
+            session.hello,
+            self.group,
+            self.ttl_ns // 1_000_000,
+            session.host,
+            session.member.replica if session.member else "",
+            self._view(),
+            now_ns // 1000,
+        )
+
+    def _view(self) -> tuple[Member, ...]:
+        return tuple([session.member for session in self._by_replica.values() if session.member])
+
+    def _tell_view(self, but: Session | None) -> None:
+        view = View(self.epoch, self._view())
+        for session in self._by_replica.values():
+            if session is not but:
+                self._send(session.route, view)
+
+    def _end(self, session: Session, why: str, now_ns: int) -> None:
+        self._persist(SessionEnded(session.id))
+        self._out.append(Note(f"session {session.id} of {session.host} is over: {why}"))
+        touched: dict[str, Lock] = {}
+        for request, name in session.waits.items():
+            lock = touched[name] = self.locks[name]
+            del lock.queue[session.id, request]
+        for token, name in session.holds.items():
+            lock = touched[name] = self.locks[name]
+            hold = lock.holds.pop(token)
+            self._log("expiry", lock, hold, now_ns)
+            if lock.file and hold.mode == "exclusive":
+                lock.file.clean = None
+        del self.sessions[session.id]
+        if self._by_name.get(session.name) is session:
+            del self._by_name[session.name]
+        if session.member and self._by_replica.get(session.member.replica) is session:
+            del self._by_replica[session.member.replica]
+            for lock in self.locks.values():
+                if lock.file:
+                    lock.file.reports.pop(session.member.replica, None)
+                    lock.file.settle_asked = False
+                    touched[lock.name] = lock
+            self._tell_view(None)
+        self._send(session.route, Ended(self.epoch, session.id, why))
+        for lock in touched.values():
+            self._advance(lock, now_ns)
+
+    # Locks
+
+    def _acquire(self, session: Session, message: Acquire, now_ns: int) -> None:
+        request = message.request
+        if request in session.waits:
+            return
+        if request in session.answers:
+            self._send(session.route, session.answers[request])
+            return
+        problem = self._acquire_problem(session, message)
+        if problem:
+            self._answer(session, request, Refused(self.epoch, request, problem))
+            return
+        lock = self.locks.get(message.lock)
+        if lock is None:
+            lock = self.locks[message.lock] = Lock(message.lock, message.kind)
+            if message.kind == "file":
+                in_sync = tuple(sorted(self._by_replica))
+                lock.file = new_file(in_sync)
+                self._persist(InSyncChanged(lock.name, in_sync))
+        lock.queue[session.id, request] = Waiter(session.id, request, message.mode, now_ns)
+        session.waits[request] = lock.name
+        self._advance(lock, now_ns)
+        if request in session.waits:
+            if message.wait_ms == 0:
+                self._wait_over(session, request)
+            else:
+                heapq.heappush(self._timers, (now_ns + message.wait_ms * 1_000_000, session.id, request))
+
+    def _acquire_problem(self, session: Session, message: Acquire) -> str | None:
+        lock = self.locks.get(message.lock)
+        if lock is not None:
+            if lock.kind != message.kind:
+                return (
+                    f"{message.lock} is {'a file' if lock.kind == 'file' else 'a lock without a file'} here"
+                )
+            if len(lock.queue) >= WAITERS_MAX:
+                return f"{message.lock} has {WAITERS_MAX} waiters already"
+        elif len(self.locks) >= LOCKS_MAX:
+            return f"lockd keeps at most {LOCKS_MAX} locks"
+        if message.kind == "plain":
+            return lock_name_problem(message.lock)
+        if session.member is None:
+            return "a client without a replica cannot lock a file"
+        return file_name_problem(message.lock) or (self._clash(message.lock) if lock is None else None)
+
+    def _clash(self, name: str) -> str | None:
+        parts = name.split("/")
+        for end in range(1, len(parts)):
+            above = self.locks.get("/".join(parts[:end]))
+            if above is not None and above.kind == "file":
+                return f"{above.name} is a file, so it cannot be a folder of {name}"
+        for other in self.locks.values():
+            if other.kind == "file" and other.name.startswith(name + "/"):
+                return f"{name} is a folder, since {other.name} is a file"
+        return None
+
+    def _advance(self, lock: Lock, now_ns: int) -> None:
+        """Grant to whoever stands first and can be served, as long as that is possible."""
+        file = lock.file
+        if file and not lock.holds:
+            self._admit_equals(lock, file)
+        while (waiter := self._first(lock)) is not None:
+            mode: Mode = "exclusive" if file and file.clean is None else waiter.mode
+            if not lock.admits(mode):
+                break
+            self._grant(lock, waiter, mode, now_ns)
+        if file is None:
+            if not lock.holds and not lock.queue:
+                self.locks.pop(lock.name, None)
+        elif not lock.holds:
+            self._ask_to_settle(lock, file)
+
+    def _first(self, lock: Lock) -> Waiter | None:
+        for waiter in lock.queue.values():
+            if lock.file is None:
+                return waiter
+            member = self.sessions[waiter.session].member
+            if member and member.replica in lock.file.in_sync:
+                return waiter
+        return None
+
+    def _grant(self, lock: Lock, waiter: Waiter, mode: Mode, now_ns: int) -> None:
+        session = self.sessions[waiter.session]
+        del lock.queue[waiter.session, waiter.request]
+        del session.waits[waiter.request]
+        self._counter += 1
+        token = make_token(self.epoch, self._counter)
+        clean: Version | None = EMPTY
+        in_sync: tuple[str, ...] = ()
+        learners: tuple[str, ...] = ()
+        if lock.file:
+            if mode == "exclusive":
+                self._set_in_sync(lock, tuple([r for r in lock.file.in_sync if r in self._by_replica]))
+            clean, in_sync = lock.file.clean, lock.file.in_sync
+            learners = tuple([replica for replica in self._by_replica if replica not in in_sync])
+            lock.file.settle_asked = False
+        lock.holds[token] = Hold(session.id, waiter.request, token, mode, waiter.mode, clean, now_ns)
+        session.holds[token] = lock.name
+        clock = lock.writers_clock
+        if waiter.mode == "exclusive":
+            clock = merge(clock, lock.readers_clock)
+        waited_ms = f"{(now_ns - waiter.since_ns) / 1e6:.3f}"
+        self._out.append(
+            LogGrant(
+                GrantLine(
+                    now_ns // 1000,
+                    "grant",
+                    lock.name,
+                    mode,
+                    token,
+                    session.host,
+                    (("waited_ms", waited_ms), ("queue", str(len(lock.queue)))),
+                )
+            )
+        )
+        self._answer(
+            session,
+            waiter.request,
+            Grant(
+                self.epoch,
+                waiter.request,
+                lock.name,
+                token,
+                mode,
+                clock,
+                clean,
+                in_sync,
+                learners,
+                now_ns // 1000,
+            ),
+        )
+
+    def _release(self, session: Session, message: Release, now_ns: int) -> None:
+        lock = self.locks.get(message.lock)
+        hold = lock.holds.get(message.token) if lock else None
+        if lock is None or hold is None or hold.session != session.id:
+            if message.confirm:
+                answer = session.answers.get(message.request) or Released(self.epoch, message.request, False)
+                self._send(session.route, answer)
+            return
+        if message.changed:
+            lock.writers_clock, lock.readers_clock = merge(lock.writers_clock, message.clock), {}
+        else:
+            lock.readers_clock = merge(lock.readers_clock, message.clock)
+        self._let_go(lock, hold, message.version, message.acked, now_ns)
+        if message.confirm:
+            self._answer(session, message.request, Released(self.epoch, message.request, True))
+        self._advance(lock, now_ns)
+
+    def _let_go(
+        self, lock: Lock, hold: Hold, version: Version, acked: tuple[str, ...], now_ns: int
+    ) -> None:
+        """Take the hold away and decide what the file is now."""
+        session = self.sessions[hold.session]
+        del lock.holds[hold.token]
+        del session.holds[hold.token]
+        self._log("release", lock, hold, now_ns)
+        file = lock.file
+        if file is None or hold.mode == "shared" or session.member is None:
+            return
+        if version == hold.clean:
+            return
+        if set(acked).issuperset(file.in_sync):
+            file.clean, file.clean_token = version, hold.token
+            self._admit(lock, [r for r in acked if r in self._by_replica and r not in file.in_sync])
+        else:
+            file.clean = None
+
+    def _cancel(self, session: Session, request: int, now_ns: int) -> None:
+        if (name := session.waits.pop(request, None)) is not None:
+            lock = self.locks[name]
+            del lock.queue[session.id, request]
+            self._advance(lock, now_ns)
+            return
+        for token, name in session.holds.items():
+            lock = self.locks[name]
+            hold = lock.holds[token]
+            if hold.request == request:
+                del lock.holds[token]
+                del session.holds[token]
+                self._log("release", lock, hold, now_ns)
+                self._advance(lock, now_ns)
+                return
+
+    def _wait_over(self, session: Session, request: int) -> None:
+        name = session.waits.pop(request, None)
+        if name is None:
+            return
+        lock = self.locks[name]
+        del lock.queue[session.id, request]
+        self._answer(
+            session, request, Refused(self.epoch, request, f"no grant in time: {self._why(lock, session)}")
+        )
+
+    def _why(self, lock: Lock, session: Session) -> str:
+        if lock.holds:
+            holders = ", ".join(
+                f"{self.sessions[hold.session].host} under token {format_token(hold.token)}"
+                for hold in lock.holds.values()
+            )
+            return f"{lock.name} is held by {holders}"
+        if lock.file and not any(replica in self._by_replica for replica in lock.file.in_sync):
+            absent = ", ".join(self._replicas[replica].host for replica in lock.file.in_sync)
+            return f"only absent clients hold the newest version of {lock.name}: {absent}; start one of them"
+        if lock.file and session.member and session.member.replica not in lock.file.in_sync:
+            return f"this replica is still catching up with {lock.name}; try again"
+        return f"{lock.name} was wanted by others first"
+
+    # In-sync sets
+
+    def _set_in_sync(self, lock: Lock, replicas: tuple[str, ...]) -> None:
+        assert lock.file is not None
+        if replicas != lock.file.in_sync:
+            lock.file.in_sync = replicas
+            self._persist(InSyncChanged(lock.name, replicas))
+
+    def _admit(self, lock: Lock, replicas: list[str]) -> None:
+        assert lock.file is not None
+        if not replicas:
+            return
+        self._set_in_sync(lock, (*lock.file.in_sync, *replicas))
+        for replica in replicas:
+            lock.file.reports.pop(replica, None)
+            self._send(self._by_replica[replica].route, Admitted(self.epoch, lock.name))
+
+    def _admit_equals(self, lock: Lock, file: FileState) -> None:
+        """Admit, while the lock is free, the learners that are where the last holder left the file."""
+        if file.clean is None or not file.reports:
+            return
+        equal = [
+            replica
+            for replica, (version, follows) in file.reports.items()
+            if version == file.clean and follows >= file.clean_token and replica in self._by_replica
+        ]
+        self._admit(lock, equal)
+
+    def _ask_to_settle(self, lock: Lock, file: FileState) -> None:
+        """Somebody learns an unclean file, and nobody asks for its lock: have a live member settle it."""
+        if file.clean is not None or file.settle_asked or not file.reports or self._first(lock) is not None:
+            return
+        for replica in file.in_sync:
+            if replica in self._by_replica:
+                file.settle_asked = True
+                self._send(self._by_replica[replica].route, Settle(self.epoch, lock.name))
+                return
+
+    def _take_heads(self, replica: str, hello: ReplicaHello, now_ns: int) -> None:
+        """Tell a replica that has joined which files it has to learn."""
+        for lock in list(self.locks.values()):
+            file = lock.file
+            if file is None:
+                continue
+            head = hello.heads.get(lock.name)
+            if replica in file.in_sync:
+                if head and not lock.writers_clock:
+                    lock.writers_clock = head.clock
+                for learner in file.reports:
+                    self._send(self._by_replica[learner].route, self._learn(lock, file, learner))
+                self._advance(lock, now_ns)
+            else:
+                version, follows = (head.version, head.follows) if head else (EMPTY, 0)
+                self._consider(lock, file, replica, version, follows, now_ns, joins=True)
+
+    def _report(self, session: Session, message: Report, now_ns: int) -> None:
+        lock = self.locks.get(message.file)
+        if session.member is None or lock is None or lock.file is None:
+            return
+        replica = session.member.replica
+        if replica in lock.file.in_sync:
+            self._send(session.route, Admitted(self.epoch, message.file))
+        else:
+            self._consider(lock, lock.file, replica, message.version, message.follows, now_ns)
+
+    def _consider(
+        self,
+        lock: Lock,
+        file: FileState,
+        replica: str,
+        version: Version,
+        follows: int,
+        now_ns: int,
+        joins: bool = False,
+    ) -> None:
+        file.reports[replica] = (version, follows)
+        self._advance(lock, now_ns)
+        if replica not in file.in_sync and (joins or (file.clean is not None and not lock.holds)):
+            self._send(self._by_replica[replica].route, self._learn(lock, file, replica))
+
+    def _learn(self, lock: Lock, file: FileState, learner: str) -> Learn:
+        sources = tuple([r for r in file.in_sync if r in self._by_replica and r != learner])
+        return Learn(self.epoch, lock.name, sources)
+
+    def _drop(self, session: Session, message: Drop, now_ns: int) -> None:
+        lock = self.locks.get(message.file)
+        hold = lock.holds.get(message.token) if lock else None
+        if lock is None or lock.file is None or hold is None or hold.session != session.id:
+            self._send(session.route, InSync(self.epoch, message.request, False, ()))
+            return
+        file, own = lock.file, session.member.replica if session.member else ""
+        dropped = [r for r in file.in_sync if r in message.replicas and r != own]
+        if dropped:
+            self._set_in_sync(lock, tuple([r for r in file.in_sync if r not in dropped]))
+            names = ", ".join(self._replicas[replica].host for replica in dropped)
+            self._out.append(Note(f"{names} left the in-sync set of {lock.name}: no ack for {session.host}"))
+        self._send(session.route, InSync(self.epoch, message.request, True, file.in_sync))
+        for replica in dropped:
+            if replica in self._by_replica:
+                self._send(self._by_replica[replica].route, self._learn(lock, file, replica))
+
+    # Effects
+
+    def _send(self, route: bytes, message: FromLockd) -> None:
+        self._out.append(Send(route, message))
+
+    def _answer(self, session: Session, request: int, message: FromLockd) -> None:
+        session.answers[request] = message
+        if len(session.answers) > ANSWERS_KEPT_MAX:
+            session.answers.popitem(last=False)
+        self._out.append(Send(session.route, message))
+
+    def _persist(self, *changes: Change) -> None:
+        self._out.append(Persist(changes))
+
+    def _log(self, event: GrantEvent, lock: Lock, hold: Hold, now_ns: int) -> None:
+        client = self.sessions[hold.session].host
+        held_ms = f"{(now_ns - hold.since_ns) / 1e6:.3f}"
+        self._out.append(
+            LogGrant(
+                GrantLine(
+                    now_ns // 1000,
+                    event,
+                    lock.name,
+                    hold.mode,
+                    hold.token,
+                    client,
+                    (("held_ms", held_ms),),
+                )
+            )
+        )

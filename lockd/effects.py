@@ -1,0 +1,91 @@
+"""What lockd's core asks its driver to do, and what it keeps durably.
+
+Effects are done in their order. A Persist stands before everything that tells of it, so nobody hears of a
+change that a crash could take back.
+"""
+
+from dataclasses import dataclass, field
+
+from common.grantlog import GrantLine
+from common.messages import FromLockd
+
+
+@dataclass(frozen=True, slots=True)
+class ReplicaSeen:
+    """A replica id, the host it keeps for ever, and its newest start."""
+
+    replica: str
+    name: str
+    host: str
+    start_count: int
+    incarnation: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionOpened:
+    """A session begins; `replica` is "" for a client without one."""
+
+    session: int
+    name: str
+    replica: str
+
+
+@dataclass(frozen=True, slots=True)
+class SessionEnded:
+    """A session is over."""
+
+    session: int
+
+
+@dataclass(frozen=True, slots=True)
+class InSyncChanged:
+    """The in-sync set of a file, whole."""
+
+    file: str
+    replicas: tuple[str, ...]
+
+
+Change = ReplicaSeen | SessionOpened | SessionEnded | InSyncChanged
+
+
+@dataclass(slots=True)
+class Durable:
+    """What lockd knows at its start: `epoch` is the new one, already on disk."""
+
+    group: str
+    epoch: int
+    last_session: int = 0
+    replicas: dict[str, ReplicaSeen] = field(default_factory=dict)
+    in_sync: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Persist:
+    """Make these changes durable, all or nothing, before the effects behind this one."""
+
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Send:
+    """Send to the client that `route`, the driver's, leads to."""
+
+    route: bytes
+    message: FromLockd
+
+
+@dataclass(frozen=True, slots=True)
+class LogGrant:
+    """Append one line to grants.log."""
+
+    line: GrantLine
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """Write one line to lockd.log."""
+
+    text: str
+
+
+Effect = Persist | Send | LogGrant | Note

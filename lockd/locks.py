@@ -1,0 +1,70 @@
+"""One lock as lockd's core sees it: its queue, its holds, its clocks, and for a file its in-sync state."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from common.clock import Clock
+from common.messages import Kind, Mode
+from common.records import EMPTY, Version
+
+
+@dataclass(slots=True)
+class Waiter:
+    """A place in the queue. Times are lockd's nanoseconds."""
+
+    session: int
+    request: int
+    mode: Mode
+    since_ns: int
+
+
+@dataclass(slots=True)
+class Hold:
+    """A grant that is in force. `clean` is the version it handed over, None where the file was unclean."""
+
+    session: int
+    request: int
+    token: int
+    mode: Mode
+    wanted: Mode
+    clean: Version | None
+    since_ns: int
+
+
+@dataclass(slots=True)
+class FileState:
+    """What lockd knows of a file beyond its lock.
+
+    `clean` is the version that every in-sync replica holds, None while that is not known; `clean_token` the
+    token that left it so. `reports` are the learners' newest (version, followed token).
+    """
+
+    in_sync: tuple[str, ...]
+    clean: Version | None = None
+    clean_token: int = 0
+    reports: dict[str, tuple[Version, int]] = field(default_factory=dict)
+    settle_asked: bool = False
+
+
+@dataclass(slots=True)
+class Lock:
+    """A named lock. The queue is in request order, by (session, request)."""
+
+    name: str
+    kind: Kind
+    file: FileState | None = None
+    queue: OrderedDict[tuple[int, int], Waiter] = field(default_factory=OrderedDict)
+    holds: dict[int, Hold] = field(default_factory=dict)
+    writers_clock: Clock = field(default_factory=dict)
+    readers_clock: Clock = field(default_factory=dict)
+
+    def admits(self, mode: Mode) -> bool:
+        """Tell whether a grant of `mode` can join the holds in force."""
+        return not self.holds or (
+            mode == "shared" and all(hold.mode == "shared" for hold in self.holds.values())
+        )
+
+
+def new_file(in_sync: tuple[str, ...]) -> FileState:
+    """Return the state of a file that nobody has written: clean, at version 0."""
+    return FileState(in_sync, EMPTY)

@@ -1,0 +1,122 @@
+"""What lockd keeps on disk, in one small SQLite database, synced before anybody hears of it."""
+
+import os
+import sqlite3
+from pathlib import Path
+from typing import Final, assert_never
+
+from lockd.effects import Change, Durable, InSyncChanged, ReplicaSeen, SessionEnded, SessionOpened
+
+FORMAT: Final = 1
+
+_SCHEMA: Final = """
+CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE replicas (replica TEXT PRIMARY KEY, name TEXT, host TEXT UNIQUE, start_count INTEGER,
+                       incarnation TEXT) WITHOUT ROWID;
+CREATE TABLE sessions (session INTEGER PRIMARY KEY, name TEXT, replica TEXT);
+CREATE TABLE in_sync (file TEXT, position INTEGER, replica TEXT, PRIMARY KEY (file, position)) WITHOUT ROWID;
+"""
+
+
+class StateError(Exception):
+    """The state cannot be read or written; the text says what, why and what to do."""
+
+
+class State:
+    """The open database. One lockd at a time has it."""
+
+    def __init__(self, connection: sqlite3.Connection, path: Path) -> None:
+        """Take over a connection that holds the database's exclusive lock."""
+        self._connection = connection
+        self._path = path
+
+    @classmethod
+    def open(cls, path: Path) -> "State":
+        """Open or make the state at `path`. Raises StateError."""
+        try:
+            connection = sqlite3.connect(path, isolation_level=None, timeout=0)
+            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute("BEGIN IMMEDIATE")
+            if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+                for statement in _SCHEMA.split(";"):
+                    connection.execute(statement)
+                connection.execute(
+                    "INSERT INTO meta VALUES ('format', ?), ('group', ?), ('epoch', 0), ('session', 0)",
+                    (FORMAT, os.urandom(8).hex()),
+                )
+            connection.execute("COMMIT")
+            state = cls(connection, path)
+            found = state._meta("format")
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise StateError(f"{path.parent} is in use by another lockd; choose another --data") from None
+            raise StateError(f"{path} cannot be opened ({error}); check the disk and its permissions") from None
+        except sqlite3.DatabaseError as error:
+            raise StateError(f"{path} is not a lockd state ({error}); choose another --data") from None
+        if found != FORMAT:
+            raise StateError(f"{path} has format {found}, this lockd reads {FORMAT}; use the lockd that wrote it")
+        return state
+
+    def begin(self) -> Durable:
+        """Bump the epoch durably, end what sessions the last run left, and return what is known."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+            self._connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
+            self._connection.execute("DELETE FROM sessions")
+            self._connection.execute("COMMIT")
+        except sqlite3.Error as error:
+            raise StateError(f"{self._path} cannot be written ({error}); make room on the disk") from None
+        durable = Durable(str(self._meta("group")), self._number("epoch"), self._number("session"))
+        for row in self._connection.execute("SELECT * FROM replicas"):
+            durable.replicas[row[0]] = ReplicaSeen(*row)
+        for file, replica in self._connection.execute(
+            "SELECT file, replica FROM in_sync ORDER BY file, position"
+        ):
+            durable.in_sync[file] = (*durable.in_sync.get(file, ()), replica)
+        return durable
+
+    def write(self, changes: tuple[Change, ...]) -> None:
+        """Make the changes durable, all or nothing. Raises StateError."""
+        execute = self._connection.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            for change in changes:
+                match change:
+                    case SessionOpened(session, name, replica):
+                        execute("INSERT INTO sessions VALUES (?, ?, ?)", (session, name, replica))
+                        execute("UPDATE meta SET value = ? WHERE key = 'session'", (session,))
+                    case SessionEnded(session):
+                        execute("DELETE FROM sessions WHERE session = ?", (session,))
+                    case ReplicaSeen(replica, name, host, start_count, incarnation):
+                        execute(
+                            "INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?)",
+                            (replica, name, host, start_count, incarnation),
+                        )
+                    case InSyncChanged(file, replicas):
+                        execute("DELETE FROM in_sync WHERE file = ?", (file,))
+                        self._connection.executemany(
+                            "INSERT INTO in_sync VALUES (?, ?, ?)",
+                            [(file, position, replica) for position, replica in enumerate(replicas)],
+                        )
+                    case _:
+                        assert_never(change)
+            execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._connection.in_transaction:
+                execute("ROLLBACK")
+            raise StateError(f"{self._path} cannot be written ({error}); make room on the disk") from None
+
+    def close(self) -> None:
+        """Close the database; what was written is there already."""
+        self._connection.close()
+
+    def _meta(self, key: str) -> object:
+        row = self._connection.execute("SELECT value FROM meta WHERE key = ?", (key,)).fetchone()
+        return row[0] if row else None
+
+    def _number(self, key: str) -> int:
+        value = self._meta(key)
+        assert isinstance(value, int)
+        return value
