@@ -257,7 +257,8 @@ class Holder:
         shared = self._shared
         assert op.submit is not None
         op.version = version = shared.state(op.file).head.version
-        shared.log(shared.stamp_us(), shared.tick(), "read", *_facts(op, version))
+        snapshot = ("snapshot", f"{op.file}@{version.seq}")
+        shared.log(shared.stamp_us(), shared.tick(), "read", *_facts(op, version), snapshot)
         shared.emit(ReadFile(op.submit.op, op.file))
         op.stage = "releasing"
         self._release(op, changed=False, confirm=True)

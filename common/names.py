@@ -89,3 +89,17 @@ def text_problem(text: str) -> str | None:
     if size > TEXT_BYTES_MAX:
         return f"a TEXT has at most {TEXT_BYTES_MAX} bytes"
     return None
+
+
+def endpoint_problem(endpoint: str, *, listening: bool) -> str | None:
+    """Tell what is wrong with a ZeroMQ endpoint; only a listener may leave the port to the system, with `*`."""
+    if endpoint.startswith("ipc://") and len(endpoint) > len("ipc://"):
+        return None
+    host, colon, port = endpoint.removeprefix("tcp://").rpartition(":")
+    if not endpoint.startswith("tcp://") or not colon or not host or "/" in host:
+        return "an endpoint reads tcp://HOST:PORT or ipc://PATH"
+    if listening and port == "*":
+        return None
+    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+        return f"{port!r} is no port; use 1 to 65535" + (", or * for a free one" if listening else "")
+    return None

@@ -100,19 +100,6 @@ def version_after(previous: Version, record: Record) -> Version:
     return Version(record.seq, record.token, chain(previous.hash, encode_record(record)))
 
 
-def pack(value: object) -> bytes:
-    """Return plain values (lists, maps, numbers, texts, bytes) as bytes, for a local socket."""
-    return _pack(value)
-
-
-def unpack(data: bytes) -> object:
-    """Return what `pack` packed. Raises WireError."""
-    try:
-        return _unpack(data)
-    except Exception as error:
-        raise WireError(f"it cannot be decoded ({type(error).__name__})") from error
-
-
 def _pack(value: object) -> bytes:
     packed = msgpack.packb(value, use_bin_type=True)
     assert isinstance(packed, bytes)

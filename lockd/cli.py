@@ -7,6 +7,7 @@ import typer
 
 from common.errors import EXIT_CRASHED, CommandError, end_with, wrong_use
 from common.moments import parse_duration
+from common.names import endpoint_problem
 
 DEFAULT_BIND = "tcp://127.0.0.1:7461"
 
@@ -25,12 +26,8 @@ def lockd(
 ) -> None:
     """The lock daemon of one group. Prints a line beginning with `ready`, serves until SIGINT or SIGTERM."""
     for endpoint in bind:
-        if not endpoint.startswith(("tcp://", "ipc://")):
-            raise wrong_use(f"--bind {endpoint}: an endpoint reads tcp://HOST:PORT or ipc://PATH")
-        if endpoint.startswith("tcp://"):
-            port = endpoint.rpartition(":")[2]
-            if not (port == "*" or (port.isascii() and port.isdigit() and int(port) < 65536)):
-                raise wrong_use(f"--bind {endpoint}: {port!r} is no port; use 1 to 65535, or * for a free one")
+        if problem := endpoint_problem(endpoint, listening=True):
+            raise wrong_use(f"--bind {endpoint}: {problem}")
     try:
         ttl_ns = parse_duration(ttl)
     except ValueError as error:

@@ -1,0 +1,5 @@
+"""`python -P -m client`."""
+
+from client.cli import main
+
+main()

@@ -1,0 +1,321 @@
+"""The command `client`. What needs ZeroMQ or SQLite is loaded by the commands that use it."""
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from common.errors import (
+    EXIT_CRASHED,
+    EXIT_UNKNOWN,
+    CommandError,
+    end_with,
+    refused,
+    wrong_use,
+)
+
+if TYPE_CHECKING:
+    from client.control import Order, Report
+    from client.settings import Settings
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    no_args_is_help=True,
+    help="A client of Lockstep: a replica of the group's files, or one op on them.",
+)
+
+Data = Annotated[
+    str | None,
+    typer.Option("--data", metavar="DIR", envvar="LOCKSTEP_DATA", help="The data directory.", show_default=False),
+]
+Name = Annotated[
+    str | None,
+    typer.Option(
+        "--name", metavar="NAME", envvar="LOCKSTEP_NAME", help="The client's name [default: DIR's last part]."
+    ),
+]
+LockdAt = Annotated[
+    str | None,
+    typer.Option(
+        "--lockd", metavar="ENDPOINT", envvar="LOCKSTEP_LOCKD", help="Where lockd is [default: tcp://127.0.0.1:7461]."
+    ),
+]
+Durability = Annotated[
+    str,
+    typer.Option(
+        "--durability", metavar="disk|memory", help="disk: acknowledged is on disk; memory: in the system's cache."
+    ),
+]
+Wait = Annotated[str, typer.Option("--wait", metavar="TIME", help="How long an op waits for its lock.")]
+File = Annotated[str, typer.Argument(metavar="FILE", show_default=False)]
+Text = Annotated[str, typer.Argument(metavar="TEXT", show_default=False)]
+AtSeq = Annotated[str, typer.Argument(metavar="FILE@SEQ", show_default=False)]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def serve(data: Data = None, name: Name = None, lockd: LockdAt = None, durability: Durability = "disk") -> None:
+    """Keep a replica up until SIGINT or SIGTERM; prints a line beginning with `ready`."""
+    settings = _settings(data, name, lockd, durability)
+    from client.running import serve as serve_until_signal  # noqa: PLC0415
+
+    serve_until_signal(settings)
+
+
+@app.command()
+def run(
+    ops: Annotated[int, typer.Option("--ops", metavar="N", help="How many ops this client does.")] = 10,
+    delay: Annotated[str, typer.Option("--delay", metavar="A..B", help="Random pause before each op, seconds.")] = (
+        "0.0..0.2"
+    ),
+    file: Annotated[
+        list[str], typer.Option("--file", metavar="NAME", help="A file to work on; repeats, each op picks one.")
+    ] = ["notes.txt"],  # noqa: B006  (typer reads it, nobody writes it)
+    lines: Annotated[
+        str | None, typer.Option("--lines", metavar="PATH", help="Take the texts from this file's lines.")
+    ] = None,
+    seed: Annotated[str | None, typer.Option("--seed", metavar="S", help="Repeat the choices of a run.")] = None,
+    stay: Annotated[bool, typer.Option("--stay", help="When done, serve until SIGINT or SIGTERM.")] = False,
+    group: Annotated[
+        int, typer.Option("--group", metavar="N", help="Begin when N replicas are up, this one included.")
+    ] = 1,
+    wait: Wait = "10s",
+    report: Annotated[bool, typer.Option("--report", hidden=True)] = False,
+    data: Data = None,
+    name: Name = None,
+    lockd: LockdAt = None,
+    durability: Durability = "disk",
+) -> None:
+    """Do random ops: a pause, then a read, a write or an update of a file, N times."""
+    from client.workload import Workload, parse_delay, read_lines  # noqa: PLC0415
+
+    if ops < 1:
+        raise wrong_use(f"--ops {ops}: at least 1 op is needed")
+    if group < 1:
+        raise wrong_use(f"--group {group}: at least 1 replica is needed")
+    delay_s = parse_delay(delay)
+    for one in file:
+        _check_file(one)
+    texts = read_lines(Path(lines)) if lines is not None else []
+    wait_ns = _duration("--wait", wait)
+    settings = _settings(data, name, lockd, durability)
+    from client.running import run as run_ops  # noqa: PLC0415
+
+    run_ops(
+        settings,
+        lambda host: Workload(host, seed, delay_s, file, texts),
+        ops,
+        wait_ns,
+        group=group,
+        stay=stay,
+        report=report,
+    )
+
+
+@app.command()
+def read(
+    file: File,
+    wait: Wait = "10s",
+    data: Data = None,
+    name: Name = None,
+    lockd: LockdAt = None,
+    durability: Durability = "disk",
+) -> None:
+    """Print the newest acknowledged content of FILE, byte for byte."""
+    report = _one_shot("read", file, "", 0, wait, _settings(data, name, lockd, durability))
+    _write_out([report.content])
+
+
+@app.command()
+def write(
+    file: File,
+    text: Text,
+    wait: Wait = "10s",
+    data: Data = None,
+    name: Name = None,
+    lockd: LockdAt = None,
+    durability: Durability = "disk",
+) -> None:
+    """Append TEXT and a newline to FILE."""
+    _tell_change(file, _one_shot("write", file, text, 0, wait, _settings(data, name, lockd, durability)))
+
+
+@app.command()
+def update(
+    file: File,
+    text: Text,
+    wait: Wait = "10s",
+    data: Data = None,
+    name: Name = None,
+    lockd: LockdAt = None,
+    durability: Durability = "disk",
+) -> None:
+    """Put ` --- TEXT` at the end of FILE's last line; an empty file stays empty."""
+    _tell_change(file, _one_shot("update", file, text, 0, wait, _settings(data, name, lockd, durability)))
+
+
+@app.command()
+def restore(
+    file_at_seq: AtSeq,
+    wait: Wait = "10s",
+    data: Data = None,
+    name: Name = None,
+    lockd: LockdAt = None,
+    durability: Durability = "disk",
+) -> None:
+    """Bring FILE back to its version SEQ, as a new version, under the lock."""
+    file, seq = _file_at_seq(file_at_seq)
+    _tell_change(file, _one_shot("restore", file, "", seq, wait, _settings(data, name, lockd, durability)))
+
+
+@app.command()
+def snapshots(
+    file: File, json_: Json = False, data: Data = None, name: Name = None, lockd: LockdAt = None
+) -> None:
+    """List the versions of FILE in DIR, oldest first."""
+    from client.past import snapshots as lines  # noqa: PLC0415
+
+    _check_file(file)
+    _write_out(line.encode() + b"\n" for line in lines(_directory(data), file, as_json=json_))
+
+
+@app.command()
+def show(file_at_seq: AtSeq, data: Data = None, name: Name = None, lockd: LockdAt = None) -> None:
+    """Print FILE as it was at version SEQ, byte for byte."""
+    from client.past import show as content  # noqa: PLC0415
+
+    file, seq = _file_at_seq(file_at_seq)
+    _write_out(content(_directory(data), file, seq))
+
+
+@app.command()
+def diff(first: AtSeq, second: AtSeq, data: Data = None, name: Name = None, lockd: LockdAt = None) -> None:
+    """Print what changed from the first FILE@SEQ to the second, as a unified diff."""
+    from client.past import diff as lines  # noqa: PLC0415
+
+    _write_out(lines(_directory(data), _file_at_seq(first), _file_at_seq(second)))
+
+
+def main() -> None:
+    """Run the command; whatever ends it early ends in one line on stderr."""
+    try:
+        app(prog_name="client")
+    except CommandError as error:
+        end_with("client", error)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        raise SystemExit(EXIT_CRASHED) from None
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def _one_shot(verb: str, file: str, text: str, of: int, wait: str, settings: "Settings") -> "Report":
+    """Have an op done by the client that is up on the directory, or by ourselves; return it if it is ok."""
+    from client.control import Order, ask  # noqa: PLC0415
+    from client.directory import PATIENCE_S, connect, take  # noqa: PLC0415
+
+    _check_file(file)
+    if verb in ("write", "update"):
+        from common.names import text_problem  # noqa: PLC0415
+
+        if problem := text_problem(text):
+            raise wrong_use(problem)
+    order = Order(verb, file, text, of, _duration("--wait", wait) // 1_000_000)
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        connection = connect(settings.data)
+        if connection is not None:
+            with connection:
+                report = ask(connection, order)
+            break
+        lock = take(settings.data, "one-shot")
+        if lock is not None:
+            from client.running import one_shot  # noqa: PLC0415
+
+            report = one_shot(settings, order, lock)
+            break
+        if time.monotonic() > deadline:
+            raise refused(f"the client that is up on {settings.data} does not answer; look into its client.log")
+        time.sleep(0.01)
+    return _judge(order, report, settings)
+
+
+def _judge(order: "Order", report: "Report | None", settings: "Settings") -> "Report":
+    if report is None:
+        code = 3 if order.verb == "read" else EXIT_UNKNOWN
+        may = "nothing happened" if order.verb == "read" else "it may have happened"
+        raise CommandError(code, f"the client that is up on {settings.data} ended before it answered: {may}")
+    if report.outcome == "failed":
+        raise refused(f"{order.verb} {order.file} failed, nothing happened: {report.reason}")
+    if report.outcome == "unknown":
+        raise CommandError(
+            EXIT_UNKNOWN,
+            f"{order.verb} {order.file} ({report.id}) ended unknown, it may have happened: {report.reason}",
+        )
+    return report
+
+
+def _tell_change(file: str, report: "Report") -> None:
+    print(f"ok {file}@{report.seq} {report.hash} id={report.id}")
+
+
+def _settings(data: str | None, name: str | None, lockd: str | None, durability: str) -> "Settings":
+    from common.names import client_name_problem, endpoint_problem  # noqa: PLC0415
+
+    directory = _directory(data)
+    if name is not None and (problem := client_name_problem(name)):
+        raise wrong_use(f"--name {name!r}: {problem}")
+    if lockd is not None and (problem := endpoint_problem(lockd, listening=False)):
+        raise wrong_use(f"--lockd {lockd}: {problem}")
+    kind: Literal["disk", "memory"]
+    if durability == "disk":
+        kind = "disk"
+    elif durability == "memory":
+        kind = "memory"
+    else:
+        raise wrong_use(f"--durability {durability}: it is disk or memory")
+    from client.settings import Settings  # noqa: PLC0415
+
+    return Settings(directory, name, lockd, kind)
+
+
+def _directory(data: str | None) -> Path:
+    if not data:
+        raise wrong_use("no data directory: give --data DIR, or set LOCKSTEP_DATA")
+    return Path(data)
+
+
+def _check_file(file: str) -> None:
+    from common.names import file_name_problem  # noqa: PLC0415
+
+    if problem := file_name_problem(file):
+        raise wrong_use(f"FILE {file!r}: {problem}")
+
+
+def _file_at_seq(text: str) -> tuple[str, int]:
+    file, at, seq = text.rpartition("@")
+    if not at or not (seq.isascii() and seq.isdigit()):
+        raise wrong_use(f"{text!r}: a version reads FILE@SEQ, like notes.txt@42")
+    _check_file(file)
+    return file, int(seq[:18])
+
+
+def _duration(option: str, text: str) -> int:
+    from common.moments import parse_duration  # noqa: PLC0415
+
+    try:
+        return parse_duration(text)
+    except ValueError as error:
+        raise wrong_use(f"{option}: {error}") from None
+
+
+def _write_out(chunks: Iterable[bytes]) -> None:
+    for chunk in chunks:
+        sys.stdout.buffer.write(chunk)
+    sys.stdout.buffer.flush()

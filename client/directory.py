@@ -1,0 +1,103 @@
+"""A data directory as one process has it: who may, and how the others reach that one."""
+
+import fcntl
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Final, Literal
+
+from common.errors import refused
+
+Role = Literal["serve", "run", "one-shot"]
+
+PATIENCE_S: Final = 10.0
+"""How long a command waits for a directory that another one holds, in seconds."""
+
+_PAUSE_S: Final = 0.01
+
+
+class DirectoryLock:
+    """The exclusive use of a data directory, until `release` or the end of the process."""
+
+    def __init__(self, descriptor: int) -> None:
+        """Take over the locked file."""
+        self._file = descriptor
+
+    def release(self) -> None:
+        """Give the directory back."""
+        os.close(self._file)
+
+
+def take(directory: Path, role: Role) -> DirectoryLock | None:
+    """Take the directory for `role`, or return None where a `serve` or `run` has it.
+
+    Waits for a one-shot that has it. Raises CommandError where it cannot be used, or stays held.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise refused(f"{directory} cannot be used ({error.strerror}); choose another --data") from None
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if os.pread(descriptor, 16, 0) in (b"serve", b"run"):
+                os.close(descriptor)
+                return None
+        except OSError as error:
+            os.close(descriptor)
+            raise refused(f"{directory} cannot be locked ({error.strerror})") from None
+        else:
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, role.encode(), 0)
+            return DirectoryLock(descriptor)
+        if time.monotonic() > deadline:
+            os.close(descriptor)
+            raise refused(f"{directory} is in use by another command for {PATIENCE_S:g} s; try again")
+        time.sleep(_PAUSE_S)
+
+
+def connect(directory: Path) -> socket.socket | None:
+    """Return a connection to the client that is up on the directory, or None where nobody listens."""
+    if not (directory / "socket").exists():
+        return None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        with _short_path(directory) as path:
+            connection.connect(path)
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def listen(directory: Path) -> socket.socket:
+    """Return a listening socket in the directory; what an earlier process left there goes. Raises OSError."""
+    (directory / "socket").unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    with _short_path(directory) as path:
+        listening.bind(path)
+    listening.listen(64)
+    return listening
+
+
+class _short_path:
+    """The path of DIR/socket through a descriptor of DIR: a socket's path has at most 107 bytes."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._descriptor = -1
+
+    def __enter__(self) -> str:
+        direct = str(self._directory / "socket")
+        if len(os.fsencode(direct)) <= 100:
+            return direct
+        self._descriptor = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        return f"/proc/self/fd/{self._descriptor}/socket"
+
+    def __exit__(self, *_: object) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)

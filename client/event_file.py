@@ -1,0 +1,96 @@
+"""events.log on disk: one line per clock tick, appended before the message that it causes leaves."""
+
+import mmap
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from common.clock import Clock
+from common.eventlog import HEADER, Event, parse_event
+
+_OWN_OP: Final = rb"^\S+ \S+ \{[^}]*\} (?:read|write|update|restore) file=(?:\"(?:[^\"\\]|\\.)*\"|\S+) id=(\S+):([0-9]+) "
+
+
+@dataclass(frozen=True, slots=True)
+class LogEnd:
+    """Where an event log stands: its last line's host, clock and time, and the number of its last op id."""
+
+    host: str
+    clock: Clock
+    time_us: int
+    ops: int
+
+
+class EventFile:
+    """An open event log."""
+
+    def __init__(self, descriptor: int, end: LogEnd) -> None:
+        """Take over an open file that appends; `end` is where it stood."""
+        self._file = descriptor
+        self.end = end
+
+    @classmethod
+    def open(cls, path: Path) -> tuple["EventFile", list[str]]:
+        """Open or make the log at `path`; return it, and what was repaired, in words.
+
+        A last line without its newline was cut off by a crash before its message left; it is taken away.
+        Raises OSError, or ValueError for a last line that is no event.
+        """
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        notes: list[str] = []
+        header = HEADER.encode()
+        size = os.fstat(descriptor).st_size
+        if size < len(header):
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, header)
+            return cls(descriptor, LogEnd("", {}, 0, 0)), notes
+        with mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) as content:
+            if content[: len(header)] != header:
+                raise ValueError(f"{path} is not an event log; its first lines are not the header")
+            end = content.rfind(b"\n") + 1
+            last = _last_event(content, len(header), end)
+            ops = _last_op(content, last.host, end) if last else 0
+        if end < size:
+            os.ftruncate(descriptor, end)
+            notes.append(f"took away the last {size - end} bytes of {path.name}, which a crash cut off")
+        if last is None:
+            return cls(descriptor, LogEnd("", {}, 0, 0)), notes
+        return cls(descriptor, LogEnd(last.host, last.clock, last.time_us, ops)), notes
+
+    def append(self, line: str) -> None:
+        """Append one line, given without its newline. Raises OSError; then nothing of the line stays."""
+        data = line.encode() + b"\n"
+        written = os.write(self._file, data)
+        if written < len(data):
+            os.ftruncate(self._file, os.fstat(self._file).st_size - written)
+            raise OSError(28, "No space left on device")
+
+    def sync(self) -> None:
+        """Wait until what was appended is on disk."""
+        os.fdatasync(self._file)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
+def _last_event(content: mmap.mmap, start: int, end: int) -> Event | None:
+    if end <= start:
+        return None
+    begin = content.rfind(b"\n", 0, end - 1) + 1
+    return parse_event(content[begin : end - 1].decode())
+
+
+def _last_op(content: mmap.mmap, host: str, end: int) -> int:
+    """Return the number of the newest op id of `host`, searching backwards."""
+    needle = f" id={host}:".encode()
+    position = content.rfind(needle, 0, end)
+    while position >= 0:
+        begin = content.rfind(b"\n", 0, position) + 1
+        match = re.match(_OWN_OP, content[begin : content.find(b"\n", begin)] + b" ")
+        if match is not None and match[1] == host.encode():
+            return int(match[2])
+        position = content.rfind(needle, 0, begin)
+    return 0

@@ -1,0 +1,467 @@
+"""The client's driver: sockets, storage and logs around the core; one thread, one poller, no decisions."""
+
+import os
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal, assert_never
+
+import zmq
+
+from client.core import Client
+from client.directory import listen
+from client.effects import (
+    Answer,
+    Connect,
+    Disconnect,
+    Effect,
+    Event,
+    Finished,
+    FromDaemon,
+    FromPeer,
+    Joined,
+    JoinRefused,
+    Leave,
+    Log,
+    Note,
+    OpVerb,
+    PeerAnswer,
+    Persist,
+    Persisted,
+    PersistFailed,
+    ReadFile,
+    Remember,
+    SendLockd,
+    SendReplica,
+    Submit,
+    Timer,
+)
+from client.event_file import EventFile
+from client.journal import Journal
+from client.storage_errors import StorageError
+from client.orders import OrderDesk
+from client.shared import Identity
+from common.clock import merge
+from common.diagnostics import Diagnostics, Strangers
+from common.errors import EXIT_CRASHED, CommandError, refused, wrong_use
+from common.eventlog import format_event
+from common.limits import INBOX_BATCH_MAX
+from common.messages import FromLockd, FromReplica, ToReplica
+from common.moments import SteadyClock
+from common.names import client_name_problem
+from common.sockets import caller, connect, fan, listener
+from common.wire import WireError, decode, encode
+
+Durability = Literal["disk", "memory"]
+DEFAULT_LOCKD: Final = "tcp://127.0.0.1:7461"
+POLL_MS_MAX: Final = 60_000
+REACH_S: Final = 2.0
+"""How long a lockd that refuses connections is tried before the command gives up, in seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How an op ended, and for a read its file's length in bytes and (the end of) its content."""
+
+    finished: Finished
+    length: int
+    content: bytes
+
+
+@dataclass(slots=True)
+class _Wanted:
+    """Whom to tell of an op's end, and how much of a read's content to keep; None keeps it all."""
+
+    done: Callable[[Result], None]
+    tail_bytes: int | None
+    length: int = 0
+    content: bytes = b""
+
+
+class Node:
+    """A running client: joins with `join`, works with `submit` and `step`, ends with `leave` and `close`."""
+
+    def __init__(
+        self, directory: Path, name: str | None, lockd: str | None, durability: Durability
+    ) -> None:
+        """Open the directory's journal and logs and the sockets; None is as the directory remembers it.
+
+        Raises CommandError.
+        """
+        self._directory = directory
+        self._clock = SteadyClock()
+        self._wanted: dict[int, _Wanted] = {}
+        self._submitted = 0
+        self._joined = False
+        self._join_refused = ""
+        self._desk: OrderDesk | None = None
+        self._last: tuple[object, bytes] = (None, b"")
+        self._routes: dict[str, bytes] = {}
+        self._endpoints: dict[str, str] = {}
+        self._strangers = Strangers()
+        self._open(directory, name, lockd, durability)
+        self._context = zmq.Context[zmq.Socket[bytes]]()
+        self._fan: zmq.Socket[bytes] | None = None
+        self._open_sockets(self.lockd)
+
+    def _open(self, directory: Path, name: str | None, lockd: str | None, durability: Durability) -> None:
+        try:
+            self._journal, repaired = Journal.open(directory, durability)
+            self._diagnostics = Diagnostics(directory / "client.log")
+            self._events, mended = EventFile.open(directory / "events.log")
+            replica, start_count = self._journal.begin_start()
+            meta = self._journal.meta
+            name = name or str(meta.get("name", "")) or default_name(directory)
+            self.lockd = lockd or str(meta.get("lockd", "")) or DEFAULT_LOCKD
+            self._journal.set_meta({"name": name, "lockd": self.lockd})
+        except StorageError as error:
+            raise refused(f"{error}; choose another --data, or mend the disk") from None
+        except OSError as error:
+            raise refused(f"{directory} cannot be used ({error.strerror}); choose another --data") from None
+        except ValueError as error:
+            raise refused(str(error)) from None
+        for line in (*repaired, *mended):
+            self._diagnostics.note(line)
+        self.repaired = (*repaired, *mended)
+        self._identity = self._recall(name, replica, start_count, durability)
+
+    def _recall(self, name: str, replica: str, start_count: int, durability: Durability) -> Identity:
+        meta = self._journal.meta
+        return Identity(
+            name=name,
+            incarnation=os.urandom(8).hex(),
+            replica=replica,
+            start_count=start_count,
+            endpoint="",
+            durability=durability,
+            host=str(meta.get("host", "")),
+            group=str(meta.get("group", "")),
+            epoch=int(meta.get("epoch", 0)),
+            ops=self._events.end.ops,
+        )
+
+    def _open_sockets(self, lockd: str) -> None:
+        identity = self._identity
+        self._route = (identity.replica + identity.incarnation).encode()
+        self._lockd = caller(self._context, self._route)
+        self._listener = listener(self._context)
+        try:
+            self._listener.bind(f"tcp://{_own_address(lockd)}:*")
+            self._lockd.connect(lockd)
+        except (zmq.ZMQError, OSError) as error:
+            self._context.destroy(linger=0)
+            raise refused(f"lockd at {lockd} cannot be reached ({error}); check --lockd") from None
+        endpoint = self._listener.get(zmq.LAST_ENDPOINT)
+        assert isinstance(endpoint, bytes)
+        identity.endpoint = self.endpoint = endpoint.rstrip(b"\0").decode()
+        states = self._journal.states()
+        end = self._events.end
+        clock = end.clock
+        for state in states.values():
+            clock = merge(clock, state.head.clock)
+        self._core = Client(identity, self._journal, states, clock, end.time_us)
+        self._poller = zmq.Poller()
+        self._poller.register(self._lockd, zmq.POLLIN)
+
+    @property
+    def host(self) -> str:
+        """Return this client's component in vector clocks."""
+        return self._core.host
+
+    @property
+    def replicas(self) -> int:
+        """Return how many live replicas the group has, this one included."""
+        return self._core.replicas
+
+    def now_ns(self) -> int:
+        """Return the node's time, steady nanoseconds."""
+        return self._clock.now_ns()
+
+    def watch(self, descriptor: int) -> None:
+        """Let `step` return when this descriptor becomes readable."""
+        self._poller.register(descriptor, zmq.POLLIN)
+
+    def note(self, text: str) -> None:
+        """Write one line to client.log."""
+        self._diagnostics.note(text)
+
+    def join(self, wait_ns: int, given_up: Callable[[], bool]) -> None:
+        """Open a session, within `wait_ns`. Raises CommandError; returns early where `given_up()`."""
+        _reach(self.lockd)
+        deadline = self.now_ns() + wait_ns
+        self._feed(Timer())
+        while not self._joined and not given_up():
+            if self.now_ns() > deadline:
+                raise refused(f"lockd at {self.lockd} does not answer; is it running? start it, or set --lockd")
+            self.step(deadline)
+
+    def listen(self) -> None:
+        """Carry out one-shot commands that come over the socket in the directory. Raises CommandError."""
+        try:
+            self._desk = OrderDesk(listen(self._directory), self._poller, self.submit)
+        except OSError as error:
+            raise refused(f"{self._directory} cannot hold a socket ({error.strerror})") from None
+
+    def submit(
+        self,
+        verb: OpVerb,
+        file: str,
+        done: Callable[[Result], None],
+        *,
+        text: str = "",
+        of: int = 0,
+        wait_ns: int,
+        tail_bytes: int | None = None,
+    ) -> None:
+        """Begin an op and call `done` at its end; a read keeps its last `tail_bytes`, or all."""
+        self._submitted += 1
+        self._wanted[self._submitted] = _Wanted(done, tail_bytes)
+        self._feed(Submit(self._submitted, verb, file, text, of, wait_ns))
+
+    def step(self, until_ns: int | None = None) -> None:
+        """Wait for something to do, until `until_ns` at most, and do it. Raises CommandError."""
+        deadline = self._core.deadline_ns()
+        if until_ns is not None:
+            deadline = until_ns if deadline is None else min(deadline, until_ns)
+        timeout_ms = POLL_MS_MAX
+        if deadline is not None:
+            left_ns = deadline - self.now_ns()
+            timeout_ms = 0 if left_ns <= 0 else min(POLL_MS_MAX, left_ns // 1_000_000 + 1)
+        ready = dict(self._poller.poll(timeout_ms))
+        if self._lockd in ready:
+            self._drain_lockd()
+        if self._fan is not None and self._fan in ready:
+            self._drain_fan(self._fan)
+        if self._listener in ready:
+            self._drain_listener()
+        if self._desk is not None:
+            self._desk.serve(ready)
+        core_deadline = self._core.deadline_ns()
+        if core_deadline is not None and core_deadline <= self.now_ns():
+            self._feed(Timer())
+        if self._join_refused:
+            raise refused(f"lockd refused {self._identity.name}: {self._join_refused}")
+
+    def leave(self) -> None:
+        """End the session in good order."""
+        self._feed(Leave())
+
+    def close(self) -> None:
+        """Close everything; what was sent still leaves."""
+        if self._strangers.total:
+            self._diagnostics.note(f"{self._strangers.total} malformed messages were dropped")
+        if self._desk is not None:
+            self._desk.close()
+            (self._directory / "socket").unlink(missing_ok=True)
+        self._context.destroy(linger=500)
+        self._events.close()
+        self._journal.close()
+        self._diagnostics.close()
+
+    # Messages in
+
+    def _drain_lockd(self) -> None:
+        for _ in range(INBOX_BATCH_MAX):
+            try:
+                frame = self._lockd.recv(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message: FromLockd = decode(frame, FromLockd)  # type: ignore[arg-type]
+            except WireError as error:
+                self._malformed(b"lockd", error)
+                continue
+            self._feed(FromDaemon(message))
+
+    def _drain_fan(self, fan: zmq.Socket[bytes]) -> None:
+        for _ in range(INBOX_BATCH_MAX):
+            try:
+                frames = fan.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                message: FromReplica = decode(frames[-1], FromReplica)  # type: ignore[arg-type]
+            except WireError as error:
+                self._malformed(frames[0], error)
+                continue
+            self._feed(PeerAnswer(frames[0][:16].decode("ascii", "replace"), message))
+
+    def _drain_listener(self) -> None:
+        for _ in range(INBOX_BATCH_MAX):
+            try:
+                frames = self._listener.recv_multipart(zmq.NOBLOCK)
+            except zmq.Again:
+                return
+            try:
+                if len(frames) != 2:
+                    raise WireError(f"it has {len(frames) - 1} frames, not one")
+                message: ToReplica = decode(frames[1], ToReplica)  # type: ignore[arg-type]
+            except WireError as error:
+                self._malformed(frames[0], error)
+                continue
+            self._feed(FromPeer(frames[0], message))
+
+    def _malformed(self, sender: bytes, error: WireError) -> None:
+        if self._strangers.count(sender):
+            self._diagnostics.note(f"dropped a message of {sender!r}: {error}")
+
+    # Effects out
+
+    def _feed(self, event: Event) -> None:
+        effects = self._core.handle(event, self.now_ns())
+        while effects:
+            effects = self._do(effects)
+
+    def _do(self, effects: list[Effect]) -> list[Effect]:
+        """Do the effects in order; return what the core asks for after a Persist, the last of them."""
+        for effect in effects:
+            match effect:
+                case SendLockd(message):
+                    self._send(self._lockd, (encode(message),), "lockd")
+                case SendReplica(replica, push):
+                    route = self._routes.get(replica)
+                    if route is not None and self._fan is not None:
+                        self._send(self._fan, (route, self._encode_once(push)), replica)
+                case Answer(route, answer):
+                    self._send(self._listener, (route, encode(answer)), "a replica")
+                case Log(time_us, host, clock, verb, values):
+                    self._append(format_event(time_us, host, clock, verb, values))
+                case Persist(ticket):
+                    return self._persist(effect, ticket)
+                case ReadFile(op, file):
+                    self._read(op, file)
+                case Finished(op):
+                    self._finish(op, effect)
+                case Connect(member):
+                    self._connect(member.replica, member.endpoint, member.incarnation)
+                case Disconnect(replica):
+                    self._disconnect(replica)
+                case Remember(replica, host, group, epoch):
+                    self._identity.replica = replica
+                    self._remember(replica, host, group, epoch)
+                case Joined():
+                    self._joined = True
+                    if self._listener not in self._poller:
+                        self._poller.register(self._listener, zmq.POLLIN)
+                case JoinRefused(reason):
+                    self._join_refused = reason
+                case Note(text):
+                    self._diagnostics.note(text)
+                case _:
+                    assert_never(effect)
+        return []
+
+    def _send(self, target: zmq.Socket[bytes], frames: tuple[bytes, ...], whom: str) -> None:
+        try:
+            target.send_multipart(frames, zmq.NOBLOCK)
+        except zmq.Again:
+            self._diagnostics.note(f"{whom} does not read its messages; one was dropped")
+        except zmq.ZMQError as error:
+            if error.errno != zmq.EHOSTUNREACH:
+                raise
+
+    def _encode_once(self, message: ToReplica) -> bytes:
+        """Encode a push once for all its receivers."""
+        if self._last[0] is not message:
+            self._last = (message, encode(message))
+        return self._last[1]
+
+    def _append(self, line: str) -> None:
+        try:
+            self._events.append(line)
+        except OSError as error:
+            raise CommandError(
+                EXIT_CRASHED,
+                f"{self._directory / 'events.log'} cannot be written ({error.strerror}); make room, start again",
+            ) from None
+
+    def _persist(self, effect: Persist, ticket: int) -> list[Effect]:
+        try:
+            self._journal.write(effect)
+        except StorageError as error:
+            return self._core.handle(PersistFailed(ticket, str(error)), self.now_ns())
+        return self._core.handle(Persisted(ticket), self.now_ns())
+
+    def _remember(self, replica: str, host: str, group: str, epoch: int) -> None:
+        try:
+            self._journal.set_meta({"replica_id": replica, "host": host, "group": group, "epoch": epoch})
+        except StorageError as error:
+            raise refused(str(error)) from None
+
+    def _read(self, op: int, file: str) -> None:
+        wanted = self._wanted[op]
+        try:
+            if wanted.tail_bytes is None:
+                wanted.content = self._journal.read(file)
+                wanted.length = len(wanted.content)
+            else:
+                wanted.length, wanted.content = self._journal.tail(file, wanted.tail_bytes)
+        except StorageError as error:
+            raise CommandError(EXIT_CRASHED, str(error)) from None
+
+    def _finish(self, op: int, finished: Finished) -> None:
+        wanted = self._wanted.pop(op)
+        wanted.done(Result(finished, wanted.length, wanted.content))
+
+    def _connect(self, replica: str, endpoint: str, incarnation: str) -> None:
+        self._disconnect(replica)
+        if self._fan is None:
+            self._fan = fan(self._context, self._route)
+            self._poller.register(self._fan, zmq.POLLIN)
+        route = (replica + incarnation).encode()
+        try:
+            connect(self._fan, endpoint, route)
+        except zmq.ZMQError as error:
+            self._diagnostics.note(f"cannot connect to {replica} at {endpoint!r} ({error})")
+            return
+        self._routes[replica], self._endpoints[replica] = route, endpoint
+
+    def _disconnect(self, replica: str) -> None:
+        endpoint = self._endpoints.pop(replica, None)
+        self._routes.pop(replica, None)
+        if endpoint is not None and self._fan is not None:
+            try:
+                self._fan.disconnect(endpoint)
+            except zmq.ZMQError as error:
+                self._diagnostics.note(f"cannot disconnect from {endpoint} ({error})")
+
+
+def default_name(directory: Path) -> str:
+    """Return the last part of the directory's path. Raises CommandError where that is no client's name."""
+    name = directory.resolve().name
+    if problem := client_name_problem(name):
+        raise wrong_use(f"{name!r}, the last part of {directory}, cannot be this client's name: {problem}; set --name")
+    return name
+
+
+def _own_address(lockd: str) -> str:
+    """Return this machine's address on the way to lockd."""
+    if not lockd.startswith("tcp://"):
+        return "127.0.0.1"
+    host, _, port = lockd.removeprefix("tcp://").rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))
+        address: str = probe.getsockname()[0]
+        return address
+
+
+def _reach(lockd: str) -> None:
+    """Fail early, with the system's reason, where nobody listens at lockd's address."""
+    if not lockd.startswith("tcp://"):
+        return
+    host, _, port = lockd.removeprefix("tcp://").rpartition(":")
+    clock = SteadyClock()
+    deadline = clock.now_ns() + int(REACH_S * 1e9)
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=REACH_S).close()
+        except OSError as error:
+            if clock.now_ns() > deadline:
+                reason = error.strerror or str(error)
+                raise refused(
+                    f"lockd at {lockd} cannot be reached ({reason}); start lockd, or set --lockd"
+                ) from None
+            zmq.select([], [], [], 0.05)
+        else:
+            return

@@ -1,0 +1,233 @@
+"""The commands that are a client: serve, run, and a one-shot op."""
+
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Final, Literal
+
+from client.control import Order, Report
+from client.directory import DirectoryLock, take
+from client.node import Node, Result
+from client.settings import Settings
+from client.workload import Workload
+from common.errors import EXIT_UNKNOWN, CommandError, refused
+from common.eventlog import shorten
+from common.signals import Signals
+
+JOIN_NS: Final = 10_000_000_000
+TAIL_BYTES: Final = 256
+"""How much of what a read saw is shown by `run`."""
+
+
+def serve(settings: Settings) -> None:
+    """Keep a replica up until SIGINT or SIGTERM."""
+    signals = Signals()
+    lock = _take(settings, "serve")
+    node = _start(settings, signals)
+    try:
+        node.listen()
+        node.join(JOIN_NS, lambda: signals.caught is not None)
+        if signals.caught is None:
+            _say(f"ready {node.host} on {settings.data}, {_promise(settings)}")
+        while signals.caught is None:
+            node.step()
+        node.leave()
+    finally:
+        node.close()
+        lock.release()
+        signals.close()
+
+
+def run(
+    settings: Settings,
+    workload: Callable[[str], Workload],
+    ops: int,
+    wait_ns: int,
+    *,
+    group: int,
+    stay: bool,
+    report: bool,
+) -> None:
+    """Do `ops` random ops, once `group` replicas are up; then leave, or serve until a signal where `stay`."""
+    signals = Signals()
+    lock = _take(settings, "run")
+    node = _start(settings, signals)
+    try:
+        node.listen()
+        node.join(JOIN_NS, lambda: signals.caught is not None)
+        _say(f"ready {node.host} on {settings.data}, {_promise(settings)}")
+        while signals.caught is None and node.replicas < group:
+            node.step()
+        runner = _Runner(node, workload(node.host), ops, wait_ns, report=report)
+        while signals.caught is None and not runner.over:
+            runner.go_on()
+        if runner.over:
+            runner.tell_end()
+        while stay and signals.caught is None:
+            node.step()
+        node.leave()
+    finally:
+        node.close()
+        lock.release()
+        signals.close()
+    if not runner.over:
+        sys.stdout.flush()
+        raise SystemExit(128 + (signals.caught or 0))
+    if runner.unknown:
+        raise CommandError(EXIT_UNKNOWN, f"{runner.unknown} of {ops} ops ended unknown: they may have happened")
+
+
+def one_shot(settings: Settings, order: Order, lock: DirectoryLock) -> Report:
+    """Join, do one op and leave; the caller has taken the directory."""
+    signals = Signals()
+    ended: list[Result] = []
+    node = _start(settings, signals)
+    try:
+        verb = order.verb
+        assert verb in ("read", "write", "update", "restore")
+        node.join(JOIN_NS, lambda: signals.caught is not None)
+        node.submit(
+            verb,  # type: ignore[arg-type]
+            order.file,
+            ended.append,
+            text=order.text,
+            of=order.of,
+            wait_ns=order.wait_ms * 1_000_000,
+        )
+        while not ended and signals.caught is None:
+            node.step()
+        node.leave()
+    finally:
+        node.close()
+        lock.release()
+        signals.close()
+    if signals.caught is not None and not ended:
+        raise SystemExit(128 + signals.caught)
+    result, finished = ended[0], ended[0].finished
+    version = finished.version
+    return Report(
+        finished.outcome, finished.id, version.seq, version.hash.hex()[:12], finished.reason, result.content
+    )
+
+
+class _Runner:
+    """Does one op after the other, each after its pause, and tells of each on stdout."""
+
+    def __init__(self, node: Node, workload: Workload, ops: int, wait_ns: int, *, report: bool) -> None:
+        self._node, self._workload, self._ops, self._wait_ns, self._report = node, workload, ops, wait_ns, report
+        self._done = 0
+        self.unknown = 0
+        self._busy = False
+        self._began_ns = 0
+        self._choice = workload.next()
+        self._due_ns = node.now_ns() + self._choice.delay_ns
+
+    @property
+    def over(self) -> bool:
+        """Tell whether all ops are done."""
+        return self._done >= self._ops
+
+    def go_on(self) -> None:
+        """Begin the next op when it is due, and let the node work."""
+        if not self._busy and self._node.now_ns() >= self._due_ns:
+            choice = self._choice
+            self._busy, self._began_ns = True, self._node.now_ns()
+            if self._report:
+                _tell({"event": "begin", "verb": choice.verb, "file": choice.file})
+            self._node.submit(
+                choice.verb,
+                choice.file,
+                self._ended,
+                text=choice.text,
+                wait_ns=self._wait_ns,
+                tail_bytes=TAIL_BYTES,
+            )
+        else:
+            self._node.step(None if self._busy else self._due_ns)
+
+    def tell_end(self) -> None:
+        """Tell that all ops are done."""
+        if self._report:
+            _tell({"event": "done"})
+        else:
+            _say(f"done: {self._ops} ops")
+
+    def _ended(self, result: Result) -> None:
+        finished, choice = result.finished, self._choice
+        took_ms = (self._node.now_ns() - self._began_ns) / 1e6
+        self._busy = False
+        if finished.outcome == "failed":
+            # It never happened, so it is still to be done.
+            self._due_ns = self._node.now_ns() + 100_000_000
+        else:
+            self._done += 1
+            self.unknown += finished.outcome == "unknown"
+            self._choice = self._workload.next()
+            self._due_ns = self._node.now_ns() + self._choice.delay_ns
+        text = choice.text
+        if choice.verb == "read":
+            text = _last_line(result)
+        if self._report:
+            _tell(
+                {
+                    "event": "end",
+                    "id": finished.id,
+                    "verb": choice.verb,
+                    "file": choice.file,
+                    "seq": finished.version.seq,
+                    "outcome": finished.outcome,
+                    "reason": finished.reason,
+                    "ms": round(took_ms, 3),
+                    "bytes": result.length,
+                    "text": shorten(text),
+                }
+            )
+            return
+        saw = f"saw {result.length} bytes, last line: " if choice.verb == "read" else ""
+        shown = json.dumps(shorten(text), ensure_ascii=not text.isprintable())
+        _say(
+            f"{finished.id} {choice.verb} {choice.file}@{finished.version.seq} {finished.outcome} "
+            f"{took_ms:.1f} ms  {finished.reason or saw + shown}"
+        )
+
+
+def _last_line(result: Result) -> str:
+    lines = result.content.decode("utf-8", "replace").rstrip("\n").rsplit("\n", 1)
+    return lines[-1]
+
+
+def _take(settings: Settings, role: Literal["serve", "run"]) -> DirectoryLock:
+    lock = take(settings.data, role)
+    if lock is None:
+        raise refused(f"{settings.data} is in use by another client; stop that one, or choose another --data")
+    return lock
+
+
+def _start(settings: Settings, signals: Signals) -> Node:
+    node = Node(settings.data, settings.name, settings.lockd, settings.durability)
+    node.watch(signals.descriptor)
+    for line in node.repaired:
+        _complain(line)
+    return node
+
+
+def _promise(settings: Settings) -> str:
+    if settings.durability == "memory":
+        return "durability memory: a power cut can take acknowledged ops"
+    return "durability disk"
+
+
+def _say(line: str) -> None:
+    try:
+        os.write(1, line.encode("utf-8", "replace") + b"\n")
+    except OSError:
+        return
+
+
+def _tell(values: dict[str, object]) -> None:
+    _say(json.dumps(values))
+
+
+def _complain(line: str) -> None:
+    print(f"client: {line}", file=sys.stderr)

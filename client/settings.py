@@ -1,0 +1,15 @@
+"""What every command that joins the group is told."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Who a command is, where its data lies and which lockd it joins; None is as the directory remembers."""
+
+    data: Path
+    name: str | None
+    lockd: str | None
+    durability: Literal["disk", "memory"]
