@@ -43,13 +43,18 @@ Name = Annotated[
 LockdAt = Annotated[
     str | None,
     typer.Option(
-        "--lockd", metavar="ENDPOINT", envvar="LOCKSTEP_LOCKD", help="Where lockd is [default: tcp://127.0.0.1:7461]."
+        "--lockd",
+        metavar="ENDPOINT",
+        envvar="LOCKSTEP_LOCKD",
+        help="Where lockd is [default: tcp://127.0.0.1:7461].",
     ),
 ]
 Durability = Annotated[
     str,
     typer.Option(
-        "--durability", metavar="disk|memory", help="disk: acknowledged is on disk; memory: in the system's cache."
+        "--durability",
+        metavar="disk|memory",
+        help="disk: acknowledged is on disk; memory: in the system's cache.",
     ),
 ]
 Wait = Annotated[str, typer.Option("--wait", metavar="TIME", help="How long an op waits for its lock.")]
@@ -63,7 +68,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def serve(data: Data = None, name: Name = None, lockd: LockdAt = None, durability: Durability = "disk") -> None:
     """Keep a replica up until SIGINT or SIGTERM; prints a line beginning with `ready`."""
     settings = _settings(data, name, lockd, durability)
-    from client.running import serve as serve_until_signal  # noqa: PLC0415
+    from client.running import serve as serve_until_signal
 
     serve_until_signal(settings)
 
@@ -75,7 +80,8 @@ def run(
         "0.0..0.2"
     ),
     file: Annotated[
-        list[str], typer.Option("--file", metavar="NAME", help="A file to work on; repeats, each op picks one.")
+        list[str],
+        typer.Option("--file", metavar="NAME", help="A file to work on; repeats, each op picks one."),
     ] = ["notes.txt"],  # noqa: B006  (typer reads it, nobody writes it)
     lines: Annotated[
         str | None, typer.Option("--lines", metavar="PATH", help="Take the texts from this file's lines.")
@@ -93,7 +99,7 @@ def run(
     durability: Durability = "disk",
 ) -> None:
     """Do random ops: a pause, then a read, a write or an update of a file, N times."""
-    from client.workload import Workload, parse_delay, read_lines  # noqa: PLC0415
+    from client.workload import Workload, parse_delay, read_lines
 
     if ops < 1:
         raise wrong_use(f"--ops {ops}: at least 1 op is needed")
@@ -105,7 +111,7 @@ def run(
     texts = read_lines(Path(lines)) if lines is not None else []
     wait_ns = _duration("--wait", wait)
     settings = _settings(data, name, lockd, durability)
-    from client.running import run as run_ops  # noqa: PLC0415
+    from client.running import run as run_ops
 
     run_ops(
         settings,
@@ -175,11 +181,9 @@ def restore(
 
 
 @app.command()
-def snapshots(
-    file: File, json_: Json = False, data: Data = None, name: Name = None, lockd: LockdAt = None
-) -> None:
+def snapshots(file: File, json_: Json = False, data: Data = None, name: Name = None, lockd: LockdAt = None) -> None:
     """List the versions of FILE in DIR, oldest first."""
-    from client.past import snapshots as lines  # noqa: PLC0415
+    from client.past import snapshots as lines
 
     _check_file(file)
     _write_out(line.encode() + b"\n" for line in lines(_directory(data), file, as_json=json_))
@@ -188,7 +192,7 @@ def snapshots(
 @app.command()
 def show(file_at_seq: AtSeq, data: Data = None, name: Name = None, lockd: LockdAt = None) -> None:
     """Print FILE as it was at version SEQ, byte for byte."""
-    from client.past import show as content  # noqa: PLC0415
+    from client.past import show as content
 
     file, seq = _file_at_seq(file_at_seq)
     _write_out(content(_directory(data), file, seq))
@@ -197,7 +201,7 @@ def show(file_at_seq: AtSeq, data: Data = None, name: Name = None, lockd: LockdA
 @app.command()
 def diff(first: AtSeq, second: AtSeq, data: Data = None, name: Name = None, lockd: LockdAt = None) -> None:
     """Print what changed from the first FILE@SEQ to the second, as a unified diff."""
-    from client.past import diff as lines  # noqa: PLC0415
+    from client.past import diff as lines
 
     _write_out(lines(_directory(data), _file_at_seq(first), _file_at_seq(second)))
 
@@ -217,12 +221,12 @@ def main() -> None:
 
 def _one_shot(verb: str, file: str, text: str, of: int, wait: str, settings: "Settings") -> "Report":
     """Have an op done by the client that is up on the directory, or by ourselves; return it if it is ok."""
-    from client.control import Order, ask  # noqa: PLC0415
-    from client.directory import PATIENCE_S, connect, take  # noqa: PLC0415
+    from client.control import Order, ask
+    from client.directory import PATIENCE_S, connect, take
 
     _check_file(file)
     if verb in ("write", "update"):
-        from common.names import text_problem  # noqa: PLC0415
+        from common.names import text_problem
 
         if problem := text_problem(text):
             raise wrong_use(problem)
@@ -236,7 +240,7 @@ def _one_shot(verb: str, file: str, text: str, of: int, wait: str, settings: "Se
             break
         lock = take(settings.data, "one-shot")
         if lock is not None:
-            from client.running import one_shot  # noqa: PLC0415
+            from client.running import one_shot
 
             report = one_shot(settings, order, lock)
             break
@@ -266,7 +270,7 @@ def _tell_change(file: str, report: "Report") -> None:
 
 
 def _settings(data: str | None, name: str | None, lockd: str | None, durability: str) -> "Settings":
-    from common.names import client_name_problem, endpoint_problem  # noqa: PLC0415
+    from common.names import client_name_problem, endpoint_problem
 
     directory = _directory(data)
     if name is not None and (problem := client_name_problem(name)):
@@ -280,7 +284,7 @@ def _settings(data: str | None, name: str | None, lockd: str | None, durability:
         kind = "memory"
     else:
         raise wrong_use(f"--durability {durability}: it is disk or memory")
-    from client.settings import Settings  # noqa: PLC0415
+    from client.settings import Settings
 
     return Settings(directory, name, lockd, kind)
 
@@ -292,7 +296,7 @@ def _directory(data: str | None) -> Path:
 
 
 def _check_file(file: str) -> None:
-    from common.names import file_name_problem  # noqa: PLC0415
+    from common.names import file_name_problem
 
     if problem := file_name_problem(file):
         raise wrong_use(f"FILE {file!r}: {problem}")
@@ -307,7 +311,7 @@ def _file_at_seq(text: str) -> tuple[str, int]:
 
 
 def _duration(option: str, text: str) -> int:
-    from common.moments import parse_duration  # noqa: PLC0415
+    from common.moments import parse_duration
 
     try:
         return parse_duration(text)

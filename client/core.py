@@ -169,9 +169,9 @@ class Client:
         elif self._session == "joined" and shared.now_ns >= self._next_ns:
             self._next_ns = shared.now_ns + self._ttl_ns // 3
             request = shared.request()
-            self._sent = {
-                old: at for old, at in self._sent.items() if at + self._ttl_ns > shared.now_ns
-            } | {request: shared.now_ns}
+            self._sent = {old: at for old, at in self._sent.items() if at + self._ttl_ns > shared.now_ns} | {
+                request: shared.now_ns
+            }
             shared.tell_lockd(Ping(shared.identity.epoch, shared.session, request))
             self._follower.report_all()
         self._holder.tick()
@@ -190,9 +190,7 @@ class Client:
                     self._hello,
                     identity.name,
                     identity.incarnation,
-                    ReplicaHello(
-                        identity.replica, identity.start_count, identity.endpoint, heads, durability
-                    ),
+                    ReplicaHello(identity.replica, identity.start_count, identity.endpoint, heads, durability),
                     identity.group,
                     identity.epoch,
                     highest,

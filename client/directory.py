@@ -66,7 +66,7 @@ def connect(directory: Path) -> socket.socket | None:
         return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        with _short_path(directory) as path:
+        with _ShortPath(directory) as path:
             connection.connect(path)
     except OSError:
         connection.close()
@@ -78,13 +78,13 @@ def listen(directory: Path) -> socket.socket:
     """Return a listening socket in the directory; what an earlier process left there goes. Raises OSError."""
     (directory / "socket").unlink(missing_ok=True)
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    with _short_path(directory) as path:
+    with _ShortPath(directory) as path:
         listening.bind(path)
     listening.listen(64)
     return listening
 
 
-class _short_path:
+class _ShortPath:
     """The path of DIR/socket through a descriptor of DIR: a socket's path has at most 107 bytes."""
 
     def __init__(self, directory: Path) -> None:

@@ -10,7 +10,9 @@ from typing import Final
 from common.clock import Clock
 from common.eventlog import HEADER, Event, parse_event
 
-_OWN_OP: Final = rb"^\S+ \S+ \{[^}]*\} (?:read|write|update|restore) file=(?:\"(?:[^\"\\]|\\.)*\"|\S+) id=(\S+):([0-9]+) "
+_OWN_OP: Final = (
+    rb"^\S+ \S+ \{[^}]*\} (?:read|write|update|restore) file=(?:\"(?:[^\"\\]|\\.)*\"|\S+) id=(\S+):([0-9]+) "
+)
 
 
 @dataclass(frozen=True, slots=True)

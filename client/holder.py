@@ -208,9 +208,7 @@ class Holder:
         wait_ns = max(0, op.deadline_ns - shared.now_ns)
         op.deadline_ns += _ANSWER_MARGIN_NS
         shared.tell_lockd(
-            Acquire(
-                shared.identity.epoch, shared.session, op.request, op.file, "file", mode, wait_ns // 1_000_000
-            )
+            Acquire(shared.identity.epoch, shared.session, op.request, op.file, "file", mode, wait_ns // 1_000_000)
         )
 
     def _settle(self, op: Op) -> None:
@@ -223,9 +221,7 @@ class Holder:
             op.push = Push(shared.identity.group, op.file, op.token, head, (), shared.clock)
             self._push(op)
 
-        shared.persist(
-            op.file, head.seq, (), (), (op.token, op.token), then, lambda reason: self._fail(op, reason)
-        )
+        shared.persist(op.file, head.seq, (), (), (op.token, op.token), then, lambda reason: self._fail(op, reason))
 
     def _do(self, op: Op) -> None:
         assert op.submit is not None
@@ -276,9 +272,7 @@ class Holder:
         else:
             offset, inserted = splice(submit.verb, submit.text, state.length)
         time_us, clock = shared.stamp_us(), shared.tick()
-        record = Record(
-            head.seq + 1, op.token, op.id, submit.verb, offset, inserted, clock, time_us, submit.of
-        )
+        record = Record(head.seq + 1, op.token, op.id, submit.verb, offset, inserted, clock, time_us, submit.of)
         version = version_after(head, record)
         more = [("bytes", f"{record.length - state.length:+d}")]
         if submit.verb == "restore":
@@ -402,9 +396,7 @@ class Holder:
 
     def _forget(self, op: Op) -> None:
         self._ops = [other for other in self._ops if other is not op]
-        self._by_request = {
-            request: other for request, other in self._by_request.items() if other is not op
-        }
+        self._by_request = {request: other for request, other in self._by_request.items() if other is not op}
 
 
 def _facts(op: Op, version: Version) -> tuple[tuple[str, str], ...]:

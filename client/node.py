@@ -39,9 +39,9 @@ from client.effects import (
 )
 from client.event_file import EventFile
 from client.journal import Journal
-from client.storage_errors import StorageError
 from client.orders import OrderDesk
 from client.shared import Identity
+from client.storage_errors import StorageError
 from common.clock import merge
 from common.diagnostics import Diagnostics, Strangers
 from common.errors import EXIT_CRASHED, CommandError, refused, wrong_use
@@ -82,9 +82,7 @@ class _Wanted:
 class Node:
     """A running client: joins with `join`, works with `submit` and `step`, ends with `leave` and `close`."""
 
-    def __init__(
-        self, directory: Path, name: str | None, lockd: str | None, durability: Durability
-    ) -> None:
+    def __init__(self, directory: Path, name: str | None, lockd: str | None, durability: Durability) -> None:
         """Open the directory's journal and logs and the sockets; None is as the directory remembers it.
 
         Raises CommandError.
@@ -459,9 +457,7 @@ def _reach(lockd: str) -> None:
         except OSError as error:
             if clock.now_ns() > deadline:
                 reason = error.strerror or str(error)
-                raise refused(
-                    f"lockd at {lockd} cannot be reached ({reason}); start lockd, or set --lockd"
-                ) from None
+                raise refused(f"lockd at {lockd} cannot be reached ({reason}); start lockd, or set --lockd") from None
             zmq.select([], [], [], 0.05)
         else:
             return

@@ -114,9 +114,7 @@ class OrderDesk:
         except ValueError as error:
             self._answer(caller, Report("failed", "", 0, "", str(error), b""))
             return
-        self._submit(
-            verb, order.file, done, text=order.text, of=order.of, wait_ns=max(0, order.wait_ms) * 1_000_000
-        )
+        self._submit(verb, order.file, done, text=order.text, of=order.of, wait_ns=max(0, order.wait_ms) * 1_000_000)
 
     def _answer(self, caller: _Caller, report: Report) -> None:
         if caller.connection.fileno() < 0:

@@ -156,9 +156,7 @@ class Follower:
                 base = version
                 break
         records, more = shared.history.records_after(fetch.file, base.seq, FETCH_BYTES_MAX)
-        shared.emit(
-            Answer(route, Fetched(fetch.file, fetch.request, state.head.follows, base, records, more))
-        )
+        shared.emit(Answer(route, Fetched(fetch.file, fetch.request, state.head.follows, base, records, more)))
 
     def learn(self, file: str, sources: tuple[str, ...]) -> None:
         """Become, or stay, a learner of `file`, and fetch from the first source unless a fetch is under way."""
@@ -241,9 +239,7 @@ class Follower:
             shared.clock = merge(shared.clock, record.clock)
             shared.log(shared.stamp_us(), shared.tick(), "apply", *_facts(file, record, version), origin)
         shared.clock = merge(shared.clock, cause)
-        shared.persist(
-            file, keep, new, new_versions, (max(state.promised, token), token), taken, self._note_failure
-        )
+        shared.persist(file, keep, new, new_versions, (max(state.promised, token), token), taken, self._note_failure)
 
     def _fetch(self, file: str, source: str) -> None:
         shared = self._shared
@@ -267,9 +263,7 @@ class Follower:
         shared = self._shared
         if file in self.learning and shared.session:
             head = shared.state(file).head
-            shared.tell_lockd(
-                Report(shared.identity.epoch, shared.session, file, head.version, head.follows)
-            )
+            shared.tell_lockd(Report(shared.identity.epoch, shared.session, file, head.version, head.follows))
 
     def _note_failure(self, reason: str) -> None:
         self._shared.emit(Note(f"a push was not taken in: {shorten(reason)}"))

@@ -106,16 +106,20 @@ def one_shot(settings: Settings, order: Order, lock: DirectoryLock) -> Report:
         raise SystemExit(128 + signals.caught)
     result, finished = ended[0], ended[0].finished
     version = finished.version
-    return Report(
-        finished.outcome, finished.id, version.seq, version.hash.hex()[:12], finished.reason, result.content
-    )
+    return Report(finished.outcome, finished.id, version.seq, version.hash.hex()[:12], finished.reason, result.content)
 
 
 class _Runner:
     """Does one op after the other, each after its pause, and tells of each on stdout."""
 
     def __init__(self, node: Node, workload: Workload, ops: int, wait_ns: int, *, report: bool) -> None:
-        self._node, self._workload, self._ops, self._wait_ns, self._report = node, workload, ops, wait_ns, report
+        self._node, self._workload, self._ops, self._wait_ns, self._report = (
+            node,
+            workload,
+            ops,
+            wait_ns,
+            report,
+        )
         self._done = 0
         self.unknown = 0
         self._busy = False

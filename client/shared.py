@@ -47,9 +47,7 @@ class Shared:
     out: list[Effect] = field(default_factory=list)
     requests: int = 0
     _tickets: int = 0
-    _pending: dict[int, tuple[str, FileState, Callable[[], None], Callable[[str], None]]] = field(
-        default_factory=dict
-    )
+    _pending: dict[int, tuple[str, FileState, Callable[[], None], Callable[[str], None]]] = field(default_factory=dict)
 
     def emit(self, effect: Effect) -> None:
         """Ask the driver for an effect, behind those asked for before."""

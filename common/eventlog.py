@@ -56,9 +56,7 @@ def format_value(value: str) -> str:
     return json.dumps(value, ensure_ascii=not value.isprintable())
 
 
-def format_event(
-    time_us: int, host: str, clock: Clock, verb: str, values: tuple[tuple[str, str], ...]
-) -> str:
+def format_event(time_us: int, host: str, clock: Clock, verb: str, values: tuple[tuple[str, str], ...]) -> str:
     """Write one line, without its newline."""
     rest = "".join([f" {key}={format_value(value)}" for key, value in values])
     return f"{format_time(time_us)} {host} {format_clock(clock)} {verb}{rest}"

@@ -43,7 +43,5 @@ def parse_grant(text: str) -> GrantLine:
         raise ValueError(f"the line has no {error.args[0]}") from error
     for known in _EVENTS:
         if event == known:
-            return GrantLine(
-                parse_time(time), known, lock, mode, parse_token(token), client, tuple(values.items())
-            )
+            return GrantLine(parse_time(time), known, lock, mode, parse_token(token), client, tuple(values.items()))
     raise ValueError(f"the event {event!r} is unknown")

@@ -273,9 +273,7 @@ class Ended:
     reason: str
 
 
-FromLockd = (
-    Welcome | Pong | Grant | Refused | Released | InSync | View | Learn | Admitted | Settle | Stale | Ended
-)
+FromLockd = Welcome | Pong | Grant | Refused | Released | InSync | View | Learn | Admitted | Settle | Stale | Ended
 
 # Replica to replica
 

@@ -306,9 +306,7 @@ def _dataclass_writer(kind: type) -> Read:
     writers = [(field.name, _writer(hints[field.name])) for field in fields(kind)]
 
     def write(value: Any) -> list[Any]:
-        return [
-            getattr(value, name) if inner is None else inner(getattr(value, name)) for name, inner in writers
-        ]
+        return [getattr(value, name) if inner is None else inner(getattr(value, name)) for name, inner in writers]
 
     return write
 

@@ -17,7 +17,8 @@ app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions
 @app.command()
 def lockd(
     bind: Annotated[
-        list[str], typer.Option(metavar="ENDPOINT", help="Where to listen; repeats. tcp://HOST:* takes a free port.")
+        list[str],
+        typer.Option(metavar="ENDPOINT", help="Where to listen; repeats. tcp://HOST:* takes a free port."),
     ] = [DEFAULT_BIND],  # noqa: B006  (typer reads it, nobody writes it)
     data: Annotated[Path, typer.Option(metavar="DIR", help="Its directory: state, grants.log, lockd.log.")] = Path(
         "lockd-data"
@@ -34,8 +35,8 @@ def lockd(
         raise wrong_use(f"--ttl: {error}") from None
     if not 100_000_000 <= ttl_ns <= 3_600_000_000_000:
         raise wrong_use(f"--ttl {ttl}: it is at least 100ms and at most 1h")
-    from common.signals import Signals  # noqa: PLC0415  (ZeroMQ is loaded when it is needed)
-    from lockd.server import Server  # noqa: PLC0415
+    from common.signals import Signals
+    from lockd.server import Server
 
     signals = Signals()
     server = Server(bind, data, ttl_ns)
@@ -48,7 +49,7 @@ def lockd(
 
 def main() -> None:
     """Run the command; whatever ends it early ends in one line on stderr."""
-    from lockd.state import StateError  # noqa: PLC0415
+    from lockd.state import StateError
 
     try:
         app(prog_name="lockd")

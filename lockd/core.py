@@ -201,14 +201,8 @@ class Lockd:
         self._last_session += 1
         number, host, member = self._last_session, hello.name, None
         if replica:
-            if (
-                known
-                and replica.start_count <= known.start_count
-                and hello.incarnation != known.incarnation
-            ):
-                copy = hashlib.blake2b(
-                    f"{replica.replica} {self.epoch} {number}".encode(), digest_size=8
-                ).hexdigest()
+            if known and replica.start_count <= known.start_count and hello.incarnation != known.incarnation:
+                copy = hashlib.blake2b(f"{replica.replica} {self.epoch} {number}".encode(), digest_size=8).hexdigest()
                 self._out.append(Note(f"{hello.name} runs on a copied directory; its replica is {copy} now"))
                 known, replica_id = None, copy
             else:
@@ -354,9 +348,7 @@ class Lockd:
         lock = self.locks.get(message.lock)
         if lock is not None:
             if lock.kind != message.kind:
-                return (
-                    f"{message.lock} is {'a file' if lock.kind == 'file' else 'a lock without a file'} here"
-                )
+                return f"{message.lock} is {'a file' if lock.kind == 'file' else 'a lock without a file'} here"
             if len(lock.queue) >= WAITERS_MAX:
                 return f"{message.lock} has {WAITERS_MAX} waiters already"
         elif len(self.locks) >= LOCKS_MAX:
@@ -471,9 +463,7 @@ class Lockd:
             self._answer(session, message.request, Released(self.epoch, message.request, True))
         self._advance(lock, now_ns)
 
-    def _let_go(
-        self, lock: Lock, hold: Hold, version: Version, acked: tuple[str, ...], now_ns: int
-    ) -> None:
+    def _let_go(self, lock: Lock, hold: Hold, version: Version, acked: tuple[str, ...], now_ns: int) -> None:
         """Take the hold away and decide what the file is now."""
         session = self.sessions[hold.session]
         del lock.holds[hold.token]
@@ -512,9 +502,7 @@ class Lockd:
             return
         lock = self.locks[name]
         del lock.queue[session.id, request]
-        self._answer(
-            session, request, Refused(self.epoch, request, f"no grant in time: {self._why(lock, session)}")
-        )
+        self._answer(session, request, Refused(self.epoch, request, f"no grant in time: {self._why(lock, session)}"))
 
     def _why(self, lock: Lock, session: Session) -> str:
         if lock.holds:

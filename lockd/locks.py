@@ -60,9 +60,7 @@ class Lock:
 
     def admits(self, mode: Mode) -> bool:
         """Tell whether a grant of `mode` can join the holds in force."""
-        return not self.holds or (
-            mode == "shared" and all(hold.mode == "shared" for hold in self.holds.values())
-        )
+        return not self.holds or (mode == "shared" and all(hold.mode == "shared" for hold in self.holds.values()))
 
 
 def new_file(in_sync: tuple[str, ...]) -> FileState:

@@ -71,9 +71,7 @@ class State:
         durable = Durable(str(self._meta("group")), self._number("epoch"), self._number("session"))
         for row in self._connection.execute("SELECT * FROM replicas"):
             durable.replicas[row[0]] = ReplicaSeen(*row)
-        for file, replica in self._connection.execute(
-            "SELECT file, replica FROM in_sync ORDER BY file, position"
-        ):
+        for file, replica in self._connection.execute("SELECT file, replica FROM in_sync ORDER BY file, position"):
             durable.in_sync[file] = (*durable.in_sync.get(file, ()), replica)
         return durable
 

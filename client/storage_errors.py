@@ -1,0 +1,53 @@
+"""How the storage says no: one typed error for what did not happen, another for what nobody can say."""
+
+import errno
+import sqlite3
+
+
+class StorageError(Exception):
+    """The storage refused, and nothing was changed. `reason` is one line for people."""
+
+    def __init__(self, reason: str) -> None:
+        """Make the error that is told as `reason`."""
+        super().__init__(reason)
+        self.reason = reason
+
+
+class FatalStorageError(Exception):
+    """Journal, file and memory may disagree: the process must end; the next Journal.open repairs the file."""
+
+
+def os_error(doing: str, error: OSError) -> StorageError:
+    """Return the typed error, in words, for what the operating system answered while `doing` something."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return StorageError(f"{doing}: the disk is full")
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            return StorageError(f"{doing}: permission denied")
+        case errno.ELOOP:
+            return StorageError(f"{doing}: it is a symbolic link, and links are not followed")
+        case errno.ENOTDIR:
+            return StorageError(f"{doing}: a part of its path is a file or a symbolic link, not a directory")
+        case errno.EISDIR:
+            return StorageError(f"{doing}: it is a directory")
+    return StorageError(f"{doing}: {error.strerror or error}")
+
+
+def sqlite_error(doing: str, error: sqlite3.Error) -> StorageError | FatalStorageError:
+    """Return the typed error, in words, for what SQLite answered while `doing` something."""
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
+    if code in (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC):
+        # What could not be synced may or may not survive a power cut, so nobody can say whether it happened.
+        return FatalStorageError(f"{doing}: it cannot be brought to the disk")
+    match code & 0xFF:
+        case sqlite3.SQLITE_FULL:
+            return StorageError(f"{doing}: the disk is full")
+        case sqlite3.SQLITE_NOTADB:
+            return StorageError(f"{doing}: it is not a Lockstep journal")
+        case sqlite3.SQLITE_CORRUPT:
+            return StorageError(f"{doing}: it is damaged ({error})")
+        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
+            return StorageError(f"{doing}: permission denied")
+        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
+            return StorageError(f"{doing}: another process is writing it")
+    return StorageError(f"{doing}: {error}")
