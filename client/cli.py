@@ -1,6 +1,5 @@
 """The command `client`. What needs ZeroMQ or SQLite is loaded by the commands that use it."""
 
-import os
 import sys
 import time
 from collections.abc import Iterable
@@ -11,10 +10,11 @@ import typer
 
 from common.errors import (
     EXIT_CRASHED,
+    EXIT_REFUSED,
     EXIT_UNKNOWN,
     CommandError,
-    end_with,
     refused,
+    run_command,
     wrong_use,
 )
 
@@ -29,6 +29,9 @@ app = typer.Typer(
     no_args_is_help=True,
     help="A client of Lockstep: a replica of the group's files, or one op on them.",
 )
+
+SEQ_DIGITS_MAX = 18
+"""A longer number is no version's."""
 
 Data = Annotated[
     str | None,
@@ -108,6 +111,9 @@ def run(
     delay_s = parse_delay(delay)
     for one in file:
         _check_file(one)
+        for other in file:
+            if other.startswith(f"{one}/"):
+                raise wrong_use(f"--file {other}: {one} is a file of this run, so it cannot be a folder, too")
     texts = read_lines(Path(lines)) if lines is not None else []
     wait_ns = _duration("--wait", wait)
     settings = _settings(data, name, lockd, durability)
@@ -207,16 +213,8 @@ def diff(first: AtSeq, second: AtSeq, data: Data = None, name: Name = None, lock
 
 
 def main() -> None:
-    """Run the command; whatever ends it early ends in one line on stderr."""
-    try:
-        app(prog_name="client")
-    except CommandError as error:
-        end_with("client", error)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        raise SystemExit(EXIT_CRASHED) from None
-    except KeyboardInterrupt:
-        raise SystemExit(130) from None
+    """Run the command."""
+    run_command("client", app)
 
 
 def _one_shot(verb: str, file: str, text: str, of: int, wait: str, settings: "Settings") -> "Report":
@@ -252,7 +250,7 @@ def _one_shot(verb: str, file: str, text: str, of: int, wait: str, settings: "Se
 
 def _judge(order: "Order", report: "Report | None", settings: "Settings") -> "Report":
     if report is None:
-        code = 3 if order.verb == "read" else EXIT_UNKNOWN
+        code = EXIT_REFUSED if order.verb == "read" else EXIT_UNKNOWN
         may = "nothing happened" if order.verb == "read" else "it may have happened"
         raise CommandError(code, f"the client that is up on {settings.data} ended before it answered: {may}")
     if report.outcome == "failed":
@@ -266,7 +264,7 @@ def _judge(order: "Order", report: "Report | None", settings: "Settings") -> "Re
 
 
 def _tell_change(file: str, report: "Report") -> None:
-    print(f"ok {file}@{report.seq} {report.hash} id={report.id}")
+    _write_out([f"ok {file}@{report.seq} {report.hash} id={report.id}\n".encode()])
 
 
 def _settings(data: str | None, name: str | None, lockd: str | None, durability: str) -> "Settings":
@@ -304,10 +302,10 @@ def _check_file(file: str) -> None:
 
 def _file_at_seq(text: str) -> tuple[str, int]:
     file, at, seq = text.rpartition("@")
-    if not at or not (seq.isascii() and seq.isdigit()):
+    if not at or not (seq.isascii() and seq.isdigit() and len(seq) <= SEQ_DIGITS_MAX):
         raise wrong_use(f"{text!r}: a version reads FILE@SEQ, like notes.txt@42")
     _check_file(file)
-    return file, int(seq[:18])
+    return file, int(seq)
 
 
 def _duration(option: str, text: str) -> int:
@@ -320,6 +318,11 @@ def _duration(option: str, text: str) -> int:
 
 
 def _write_out(chunks: Iterable[bytes]) -> None:
-    for chunk in chunks:
-        sys.stdout.buffer.write(chunk)
-    sys.stdout.buffer.flush()
+    try:
+        for chunk in chunks:
+            sys.stdout.buffer.write(chunk)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise CommandError(EXIT_CRASHED, f"stdout cannot be written ({error.strerror})") from None

@@ -47,7 +47,7 @@ def decode_order(line: bytes) -> Order:
         if values.pop("version") != VERSION:
             raise ValueError("the order speaks another version")
         order = Order(**values)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"the order is malformed ({error})") from None
     texts = (order.verb, order.file, order.text)
     if any(type(text) is not str for text in texts) or any(type(n) is not int for n in (order.of, order.wait_ms)):
@@ -71,13 +71,16 @@ def encode_report(report: Report) -> bytes:
 
 def ask(connection: socket.socket, order: Order) -> Report | None:
     """Send an order and wait for its report; None if the client went away without one."""
-    connection.sendall(encode_order(order))
-    with connection.makefile("rb") as stream:
-        line = stream.readline()
-        if not line.endswith(b"\n"):
-            return None
-        head = json.loads(line)
-        content = stream.read(head["bytes"])
-        if len(content) < head["bytes"]:
-            return None
+    try:
+        connection.sendall(encode_order(order))
+        with connection.makefile("rb") as stream:
+            line = stream.readline()
+            if not line.endswith(b"\n"):
+                return None
+            head = json.loads(line)
+            content = stream.read(head["bytes"])
+    except OSError:
+        return None
+    if len(content) < head["bytes"]:
+        return None
     return Report(head["outcome"], head["id"], head["seq"], head["hash"], head["reason"], content)

@@ -26,6 +26,7 @@ class DirectoryLock:
 
     def release(self) -> None:
         """Give the directory back."""
+        os.ftruncate(self._file, 0)
         os.close(self._file)
 
 
@@ -38,13 +39,18 @@ def take(directory: Path, role: Role) -> DirectoryLock | None:
     try:
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except FileExistsError:
+        raise refused(f"{directory} cannot be used (it is not a directory); choose another --data") from None
     except OSError as error:
         raise refused(f"{directory} cannot be used ({error.strerror}); choose another --data") from None
+    seen = 0
     while True:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            if os.pread(descriptor, 16, 0) in (b"serve", b"run"):
+            # Twice, since one that was killed leaves its role behind, until the next one has written its own.
+            seen = seen + 1 if os.pread(descriptor, 16, 0) in (b"serve", b"run") else 0
+            if seen == 2:
                 os.close(descriptor)
                 return None
         except OSError as error:
@@ -62,8 +68,6 @@ def take(directory: Path, role: Role) -> DirectoryLock | None:
 
 def connect(directory: Path) -> socket.socket | None:
     """Return a connection to the client that is up on the directory, or None where nobody listens."""
-    if not (directory / "socket").exists():
-        return None
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         with _ShortPath(directory) as path:

@@ -38,21 +38,26 @@ class EventFile:
         """Open or make the log at `path`; return it, and what was repaired, in words.
 
         A last line without its newline was cut off by a crash before its message left; it is taken away.
-        Raises OSError, or ValueError for a last line that is no event.
+        Raises OSError, or ValueError, in words, for a file that is no event log.
         """
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         notes: list[str] = []
         header = HEADER.encode()
         size = os.fstat(descriptor).st_size
+        if not header.startswith(os.pread(descriptor, len(header), 0)):
+            os.close(descriptor)
+            raise ValueError(f"{path} is not an event log: it does not begin as one; move it away")
         if size < len(header):
             os.ftruncate(descriptor, 0)
             os.write(descriptor, header)
             return cls(descriptor, LogEnd("", {}, 0, 0)), notes
         with mmap.mmap(descriptor, size, access=mmap.ACCESS_READ) as content:
-            if content[: len(header)] != header:
-                raise ValueError(f"{path} is not an event log; its first lines are not the header")
             end = content.rfind(b"\n") + 1
-            last = _last_event(content, len(header), end)
+            try:
+                last = _last_event(content, len(header), end)
+            except ValueError as error:
+                os.close(descriptor)
+                raise ValueError(f"the last line of {path} is no event ({error}); mend or remove that line") from None
             ops = _last_op(content, last.host, end) if last else 0
         if end < size:
             os.ftruncate(descriptor, end)

@@ -275,8 +275,8 @@ class Archive:
         identity = self._identity()
         try:
             if identity[-1] == 0:
-                # No client is at it, or it has not written yet. So opened, SQLite neither locks nor writes, and
-                # `identity` tells if one came: a commit grows the WAL before the journal is touched.
+                # No client is at it, or it has not written yet. So opened, SQLite neither locks nor writes; a
+                # client that comes shows in the identity: a commit grows the WAL before the journal.
                 self._database = Database.open_for_reading(self._path, "mode=ro&immutable=1")
                 self._frozen = identity
             else:

@@ -202,6 +202,8 @@ class Journal:
 
         Raises StorageError with nothing changed in journal, memory and file, or FatalStorageError.
         """
+        if self._broken:
+            raise FatalStorageError(self._broken)
         before = self._files.get(change.file)
         if before is not None:
             self._write(change, before, is_new=False)
@@ -217,9 +219,7 @@ class Journal:
     def _write(self, change: Persist, before: JournalFile, *, is_new: bool) -> None:
         name = change.file
         changes_ops = bool(change.records) or change.keep < before.version.seq
-        if not (
-            is_new or changes_ops or before.promised != change.promised or before.follows != change.follows
-        ):
+        if not (is_new or changes_ops or before.promised != change.promised or before.follows != change.follows):
             return
         if before.unsynced_ops >= SYNC_OPS:
             self._sync(name)

@@ -41,9 +41,7 @@ class Database:
         """Open the journal, and make it if it is not there."""
         try:
             # The driver may write from a worker thread; it never does so from two at once.
-            connection = sqlite3.connect(
-                path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-            )
+            connection = sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
             raise sqlite_error(f"cannot open {path}", error) from error
         database = cls(connection, path)
@@ -64,9 +62,7 @@ class Database:
     def open_for_reading(cls, path: Path, parameters: str) -> "Database":
         """Open an existing journal, with SQLite's URI `parameters`. Raises sqlite3.Error."""
         uri = f"file:{quote(str(path.absolute()))}?{parameters}"
-        connection = sqlite3.connect(
-            uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
-        )
+        connection = sqlite3.connect(uri, uri=True, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         try:
             connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
         except BaseException:
@@ -148,14 +144,15 @@ class Database:
             for statement, values in statements:
                 execute(statement, values)
             execute("COMMIT")
-        except sqlite3.Error as error:
-            typed = sqlite_error(f"cannot write {self._path}", error)
+        except BaseException as error:
             try:
                 if self._connection.in_transaction:
                     execute("ROLLBACK")
             except sqlite3.Error as second:
-                raise FatalStorageError(f"{typed}; and it cannot be taken back ({second})") from error
-            raise typed from error
+                raise FatalStorageError(f"{error}; and it cannot be taken back ({second})") from error
+            if isinstance(error, sqlite3.Error):
+                raise sqlite_error(f"cannot write {self._path}", error) from error
+            raise
 
     def close(self) -> None:
         """Close the connection; the last one of all takes the WAL with it."""

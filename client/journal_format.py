@@ -54,9 +54,7 @@ SET_META: Final = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
 INSERT_FILE: Final = (
     "INSERT INTO files (promised, follows, synced, synced_bytes, undone, id, name) VALUES (?,?,?,?,?,?,?)"
 )
-UPDATE_FILE: Final = (
-    "UPDATE files SET promised = ?, follows = ?, synced = ?, synced_bytes = ?, undone = ? WHERE id = ?"
-)
+UPDATE_FILE: Final = "UPDATE files SET promised = ?, follows = ?, synced = ?, synced_bytes = ?, undone = ? WHERE id = ?"
 DELETE_FILE: Final = "DELETE FROM files WHERE id = ?"
 FILES: Final = "SELECT name, id, promised, follows, synced, synced_bytes, undone FROM files"
 INSERT_OP: Final = f"INSERT INTO ops VALUES ({','.join('?' * 12)})"

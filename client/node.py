@@ -41,7 +41,7 @@ from client.event_file import EventFile
 from client.journal import Journal
 from client.orders import OrderDesk
 from client.shared import Identity
-from client.storage_errors import StorageError
+from client.storage_errors import FatalStorageError, StorageError
 from common.clock import merge
 from common.diagnostics import Diagnostics, Strangers
 from common.errors import EXIT_CRASHED, CommandError, refused, wrong_use
@@ -97,6 +97,7 @@ class Node:
         self._last: tuple[object, bytes] = (None, b"")
         self._routes: dict[str, bytes] = {}
         self._endpoints: dict[str, str] = {}
+        self._connections = 0
         self._strangers = Strangers()
         self._open(directory, name, lockd, durability)
         self._context = zmq.Context[zmq.Socket[bytes]]()
@@ -112,9 +113,10 @@ class Node:
             meta = self._journal.meta
             name = name or str(meta.get("name", "")) or default_name(directory)
             self.lockd = lockd or str(meta.get("lockd", "")) or DEFAULT_LOCKD
-            self._journal.set_meta({"name": name, "lockd": self.lockd})
         except StorageError as error:
             raise refused(f"{error}; choose another --data, or mend the disk") from None
+        except FatalStorageError as error:
+            raise CommandError(EXIT_CRASHED, f"{error}; mend that, then start again") from None
         except OSError as error:
             raise refused(f"{directory} cannot be used ({error.strerror}); choose another --data") from None
         except ValueError as error:
@@ -141,8 +143,8 @@ class Node:
 
     def _open_sockets(self, lockd: str) -> None:
         identity = self._identity
-        self._route = (identity.replica + identity.incarnation).encode()
-        self._lockd = caller(self._context, self._route)
+        self._route = identity.replica + identity.incarnation
+        self._lockd = caller(self._context, self._route.encode())
         self._listener = listener(self._context)
         try:
             self._listener.bind(f"tcp://{_own_address(lockd)}:*")
@@ -186,7 +188,7 @@ class Node:
 
     def join(self, wait_ns: int, given_up: Callable[[], bool]) -> None:
         """Open a session, within `wait_ns`. Raises CommandError; returns early where `given_up()`."""
-        _reach(self.lockd)
+        _reach(self.lockd, given_up)
         deadline = self.now_ns() + wait_ns
         self._feed(Timer())
         while not self._joined and not given_up():
@@ -307,9 +309,12 @@ class Node:
     # Effects out
 
     def _feed(self, event: Event) -> None:
-        effects = self._core.handle(event, self.now_ns())
-        while effects:
-            effects = self._do(effects)
+        try:
+            effects = self._core.handle(event, self.now_ns())
+            while effects:
+                effects = self._do(effects)
+        except (StorageError, FatalStorageError) as error:
+            raise CommandError(EXIT_CRASHED, f"{error}; mend that, then start again") from None
 
     def _do(self, effects: list[Effect]) -> list[Effect]:
         """Do the effects in order; return what the core asks for after a Persist, the last of them."""
@@ -382,21 +387,20 @@ class Node:
         return self._core.handle(Persisted(ticket), self.now_ns())
 
     def _remember(self, replica: str, host: str, group: str, epoch: int) -> None:
+        """Keep who we are, and by which name and at which lockd: these have proved right just now."""
+        proved = {"name": self._identity.name, "lockd": self.lockd}
         try:
-            self._journal.set_meta({"replica_id": replica, "host": host, "group": group, "epoch": epoch})
+            self._journal.set_meta({"replica_id": replica, "host": host, "group": group, "epoch": epoch, **proved})
         except StorageError as error:
             raise refused(str(error)) from None
 
     def _read(self, op: int, file: str) -> None:
         wanted = self._wanted[op]
-        try:
-            if wanted.tail_bytes is None:
-                wanted.content = self._journal.read(file)
-                wanted.length = len(wanted.content)
-            else:
-                wanted.length, wanted.content = self._journal.tail(file, wanted.tail_bytes)
-        except StorageError as error:
-            raise CommandError(EXIT_CRASHED, str(error)) from None
+        if wanted.tail_bytes is None:
+            wanted.content = self._journal.read(file)
+            wanted.length = len(wanted.content)
+        else:
+            wanted.length, wanted.content = self._journal.tail(file, wanted.tail_bytes)
 
     def _finish(self, op: int, finished: Finished) -> None:
         wanted = self._wanted.pop(op)
@@ -405,11 +409,12 @@ class Node:
     def _connect(self, replica: str, endpoint: str, incarnation: str) -> None:
         self._disconnect(replica)
         if self._fan is None:
-            self._fan = fan(self._context, self._route)
+            self._fan = fan(self._context)
             self._poller.register(self._fan, zmq.POLLIN)
-        route = (replica + incarnation).encode()
+        self._connections += 1
+        own, route = [f"{end}.{self._connections}".encode() for end in (self._route, replica + incarnation)]
         try:
-            connect(self._fan, endpoint, route)
+            connect(self._fan, endpoint, own, route)
         except zmq.ZMQError as error:
             self._diagnostics.note(f"cannot connect to {replica} at {endpoint!r} ({error})")
             return
@@ -444,14 +449,14 @@ def _own_address(lockd: str) -> str:
         return address
 
 
-def _reach(lockd: str) -> None:
+def _reach(lockd: str, given_up: Callable[[], bool]) -> None:
     """Fail early, with the system's reason, where nobody listens at lockd's address."""
     if not lockd.startswith("tcp://"):
         return
     host, _, port = lockd.removeprefix("tcp://").rpartition(":")
     clock = SteadyClock()
     deadline = clock.now_ns() + int(REACH_S * 1e9)
-    while True:
+    while not given_up():
         try:
             socket.create_connection((host, int(port)), timeout=REACH_S).close()
         except OSError as error:

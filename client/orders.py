@@ -3,7 +3,7 @@
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import zmq
 
@@ -13,6 +13,10 @@ from common.names import file_name_problem, text_problem
 if TYPE_CHECKING:
     from client.effects import OpVerb
     from client.node import Result
+
+
+WAIT_MS_MAX: Final = 1 << 53
+"""Longer waits than that are cut, or the message to lockd could not hold them."""
 
 
 class SubmitOp(Protocol):
@@ -114,7 +118,8 @@ class OrderDesk:
         except ValueError as error:
             self._answer(caller, Report("failed", "", 0, "", str(error), b""))
             return
-        self._submit(verb, order.file, done, text=order.text, of=order.of, wait_ns=max(0, order.wait_ms) * 1_000_000)
+        wait_ms = min(max(0, order.wait_ms), WAIT_MS_MAX)
+        self._submit(verb, order.file, done, text=order.text, of=order.of, wait_ns=wait_ms * 1_000_000)
 
     def _answer(self, caller: _Caller, report: Report) -> None:
         if caller.connection.fileno() < 0:

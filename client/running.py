@@ -56,9 +56,12 @@ def run(
     try:
         node.listen()
         node.join(JOIN_NS, lambda: signals.caught is not None)
-        _say(f"ready {node.host} on {settings.data}, {_promise(settings)}")
+        if signals.caught is None:
+            _say(f"ready {node.host} on {settings.data}, {_promise(settings)}")
         while signals.caught is None and node.replicas < group:
             node.step()
+        if report and signals.caught is None:
+            _tell({"event": "complete"})
         runner = _Runner(node, workload(node.host), ops, wait_ns, report=report)
         while signals.caught is None and not runner.over:
             runner.go_on()
@@ -102,7 +105,7 @@ def one_shot(settings: Settings, order: Order, lock: DirectoryLock) -> Report:
         node.close()
         lock.release()
         signals.close()
-    if signals.caught is not None and not ended:
+    if signals.caught is not None and (not ended or ended[0].finished.outcome == "failed"):
         raise SystemExit(128 + signals.caught)
     result, finished = ended[0], ended[0].finished
     version = finished.version

@@ -2,7 +2,8 @@
 
 import re
 import sys
-from typing import Final, NoReturn
+from collections.abc import Callable
+from typing import Any, Final, NoReturn
 
 EXIT_OK: Final = 0
 EXIT_CRASHED: Final = 1
@@ -28,6 +29,27 @@ def wrong_use(text: str) -> CommandError:
 def refused(text: str) -> CommandError:
     """Return the error for what group or machine refuse; nothing happened."""
     return CommandError(EXIT_REFUSED, text)
+
+
+def run_command(program: str, app: Callable[..., object]) -> NoReturn:
+    """Run a typer app as this process's command; whatever ends it early ends in one line on stderr."""
+    import typer
+
+    usage_error: Any = typer.BadParameter.__base__
+    try:
+        code = app(prog_name=program, standalone_mode=False)
+    except CommandError as error:
+        end_with(program, error)
+    except usage_error as error:
+        if len(sys.argv) == 1:
+            print(error, file=sys.stderr)  # no arguments at all: it is the help
+            raise SystemExit(EXIT_WRONG_USE) from None
+        problem = error.format_message().rstrip(".")
+        command = error.ctx.command_path if error.ctx else program
+        end_with(program, wrong_use(f"{problem[:1].lower()}{problem[1:]}; see {command} --help"))
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    raise SystemExit(code if isinstance(code, int) else EXIT_OK)
 
 
 def end_with(program: str, error: CommandError) -> NoReturn:

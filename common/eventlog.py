@@ -49,6 +49,7 @@ def parse_time(text: str) -> int:
     return (moment - _ORIGIN) // timedelta(microseconds=1)
 
 
+@lru_cache(maxsize=1024)
 def format_value(value: str) -> str:
     """Write a value: as it is, or as a JSON string where a reader could not tell where it ends."""
     if _PLAIN.fullmatch(value) and value.isprintable():

@@ -31,14 +31,17 @@ def caller(context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes) -> zmq.So
     return socket
 
 
-def fan(context: zmq.Context[zmq.Socket[bytes]], routing_id: bytes) -> zmq.Socket[bytes]:
-    """Return a ROUTER that connects to many listeners, each under a routing id that `connect` names."""
-    socket = listener(context)
-    socket.set(zmq.ROUTING_ID, routing_id)
-    return socket
+def fan(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """Return a ROUTER that connects to many listeners, each by `connect`."""
+    return listener(context)
 
 
-def connect(socket: zmq.Socket[bytes], endpoint: str, routing_id: bytes) -> None:
-    """Connect a `fan` so that messages to `routing_id` go to `endpoint`, from this moment on."""
-    socket.set(zmq.CONNECT_ROUTING_ID, routing_id)
+def connect(socket: zmq.Socket[bytes], endpoint: str, own: bytes, theirs: bytes) -> None:
+    """Connect a `fan`: messages to `theirs` go to `endpoint`, from this moment on, and come there from `own`.
+
+    Both must be new with every connection. An earlier one under the same ids may not be gone yet: libzmq then
+    ends this process for `theirs`, and the listener is deaf to `own`.
+    """
+    socket.set(zmq.ROUTING_ID, own)
+    socket.set(zmq.CONNECT_ROUTING_ID, theirs)
     socket.connect(endpoint)

@@ -7,6 +7,7 @@ fields in the order of its dataclass. `decode` raises WireError and nothing else
 import types
 from collections.abc import Callable, Mapping
 from dataclasses import fields, is_dataclass
+from operator import attrgetter
 from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import msgpack
@@ -57,11 +58,10 @@ class WireError(ValueError):
 
 def encode(message: object) -> bytes:
     """Return the frame of a message."""
-    code, writers = _WRITERS[type(message)]
-    values = [PROTOCOL_VERSION, code]
-    for name, write in writers:
-        value = getattr(message, name)
-        values.append(value if write is None else write(value))
+    code, values_of, writers = _WRITERS[type(message)]
+    values = [PROTOCOL_VERSION, code, *values_of(message)]
+    for place, write in writers:
+        values[place] = write(values[place])
     return _pack(values)
 
 
@@ -302,22 +302,34 @@ def _writer(hint: Any) -> Read | None:
 
 
 def _dataclass_writer(kind: type) -> Read:
-    hints = get_type_hints(kind)
-    writers = [(field.name, _writer(hints[field.name])) for field in fields(kind)]
+    values_of, writers = _plan(kind, 0)
 
     def write(value: Any) -> list[Any]:
-        return [getattr(value, name) if inner is None else inner(getattr(value, name)) for name, inner in writers]
+        values = list(values_of(value))
+        for place, inner in writers:
+            values[place] = inner(values[place])
+        return values
 
     return write
 
 
+def _plan(kind: type, start: int) -> tuple[Read, list[tuple[int, Read]]]:
+    """Return what gets a dataclass's values, and the writers of those that need one, by place from `start`."""
+    hints = get_type_hints(kind)
+    names = [field.name for field in fields(kind)]
+    places = [(place, _writer(hints[name])) for place, name in enumerate(names, start)]
+    one = attrgetter(names[0])
+    values_of = attrgetter(*names) if len(names) > 1 else lambda value: (one(value),)
+    return values_of, [(place, write) for place, write in places if write is not None]
+
+
 _write_record: Final = _dataclass_writer(Record)
 _READERS: Final[dict[int, tuple[Any, list[Read]]]] = {}
-_WRITERS: Final[dict[type, tuple[int, list[tuple[str, Read | None]]]]] = {}
+_WRITERS: Final[dict[type, tuple[int, Read, list[tuple[int, Read]]]]] = {}
 for _code, _kind in _CODES.items():
     _hints = get_type_hints(_kind)
     _READERS[_code] = (_kind, [_reader(_hints[field.name], field.name) for field in fields(_kind)])
-    _WRITERS[_kind] = (_code, [(field.name, _writer(_hints[field.name])) for field in fields(_kind)])
+    _WRITERS[_kind] = (_code, *_plan(_kind, 2))
 
 _unions: Final[dict[Any, frozenset[type]]] = {}
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from common.errors import EXIT_CRASHED, CommandError, end_with, wrong_use
+from common.errors import EXIT_CRASHED, CommandError, run_command, wrong_use
 from common.moments import parse_duration
 from common.names import endpoint_problem
 
@@ -20,7 +20,7 @@ def lockd(
         list[str],
         typer.Option(metavar="ENDPOINT", help="Where to listen; repeats. tcp://HOST:* takes a free port."),
     ] = [DEFAULT_BIND],  # noqa: B006  (typer reads it, nobody writes it)
-    data: Annotated[Path, typer.Option(metavar="DIR", help="Its directory: state, grants.log, lockd.log.")] = Path(
+    data: Annotated[str, typer.Option(metavar="DIR", help="Its directory: state, grants.log, lockd.log.")] = (
         "lockd-data"
     ),
     ttl: Annotated[str, typer.Option(metavar="TIME", help="How long a session outlives its last message.")] = "3s",
@@ -29,6 +29,8 @@ def lockd(
     for endpoint in bind:
         if problem := endpoint_problem(endpoint, listening=True):
             raise wrong_use(f"--bind {endpoint}: {problem}")
+    if not data:
+        raise wrong_use("--data: the directory's name is empty")
     try:
         ttl_ns = parse_duration(ttl)
     except ValueError as error:
@@ -37,23 +39,19 @@ def lockd(
         raise wrong_use(f"--ttl {ttl}: it is at least 100ms and at most 1h")
     from common.signals import Signals
     from lockd.server import Server
+    from lockd.state import StateError
 
     signals = Signals()
-    server = Server(bind, data, ttl_ns)
+    server = Server(bind, Path(data), ttl_ns)
     try:
         print(f"ready {' '.join(server.endpoints)} epoch {server.epoch}", flush=True)
         server.serve(signals)
+    except StateError as error:
+        raise CommandError(EXIT_CRASHED, str(error)) from None
     finally:
         server.close()
 
 
 def main() -> None:
-    """Run the command; whatever ends it early ends in one line on stderr."""
-    from lockd.state import StateError
-
-    try:
-        app(prog_name="lockd")
-    except CommandError as error:
-        end_with("lockd", error)
-    except StateError as error:
-        end_with("lockd", CommandError(EXIT_CRASHED, str(error)))
+    """Run the command."""
+    run_command("lockd", app)

@@ -163,7 +163,7 @@ class Lockd:
             if due is None:
                 continue
             if request:
-                self._wait_over(due, request)
+                self._wait_over(due, request, now_ns)
             elif due.deadline_ns > now_ns:
                 heapq.heappush(self._timers, (due.deadline_ns, session_id, 0))
             else:
@@ -188,25 +188,21 @@ class Lockd:
             self._send(route, self._welcome(running, now_ns))
             return
         replica = hello.replica
-        known = self._replicas.get(replica.replica) if replica else None
-        problem = self._hello_problem(hello, running)
+        replica_id, known = self._identify(replica, hello.incarnation) if replica else ("", None)
+        problem = self._hello_problem(hello, running, replica_id)
         if problem:
             self._send(route, Refused(self.epoch, hello.request, problem))
             return
         changes: list[Change] = []
         if running:
             self._end(running, "its client began a new session", now_ns)
-        if replica and (older := self._by_replica.get(replica.replica)):
+        if replica and (older := self._by_replica.get(replica_id)):
             self._end(older, "its replica began a new session", now_ns)
         self._last_session += 1
         number, host, member = self._last_session, hello.name, None
         if replica:
-            if known and replica.start_count <= known.start_count and hello.incarnation != known.incarnation:
-                copy = hashlib.blake2b(f"{replica.replica} {self.epoch} {number}".encode(), digest_size=8).hexdigest()
-                self._out.append(Note(f"{hello.name} runs on a copied directory; its replica is {copy} now"))
-                known, replica_id = None, copy
-            else:
-                replica_id = replica.replica
+            if replica_id != replica.replica:
+                self._out.append(Note(f"{hello.name} runs on a copied directory; its replica is {replica_id} now"))
             host = known.host if known else self._new_host(hello.name)
             seen = ReplicaSeen(replica_id, hello.name, host, replica.start_count, hello.incarnation)
             self._replicas[replica_id] = seen
@@ -234,7 +230,19 @@ class Lockd:
             self._tell_view(session)
             self._take_heads(member.replica, replica, now_ns)
 
-    def _hello_problem(self, hello: Hello, running: Session | None) -> str | None:
+    def _identify(self, replica: ReplicaHello, incarnation: str) -> tuple[str, ReplicaSeen | None]:
+        """Return the replica id in force, and what is known of it.
+
+        A directory that starts, but not as a later start than the last one seen, is a copy: it gets an id of its
+        own, the same for every hello of this start, and takes nothing from the replica that it was copied from.
+        """
+        known = self._replicas.get(replica.replica)
+        if known is None or replica.start_count > known.start_count or incarnation == known.incarnation:
+            return replica.replica, known
+        copy = hashlib.blake2b(f"{replica.replica} {incarnation}".encode(), digest_size=8).hexdigest()
+        return copy, self._replicas.get(copy)
+
+    def _hello_problem(self, hello: Hello, running: Session | None, replica_id: str) -> str | None:
         if problem := client_name_problem(hello.name):
             return problem
         if hello.group not in ("", self.group):
@@ -246,7 +254,7 @@ class Lockd:
             )
         same = running is not None and (
             running.incarnation == hello.incarnation
-            or (hello.replica and running.member and running.member.replica == hello.replica.replica)
+            or (hello.replica and running.member and running.member.replica == replica_id)
         )
         if running is not None and not same:
             return f"the name {hello.name} is in use by a live session; choose another with --name"
@@ -340,7 +348,7 @@ class Lockd:
         self._advance(lock, now_ns)
         if request in session.waits:
             if message.wait_ms == 0:
-                self._wait_over(session, request)
+                self._wait_over(session, request, now_ns)
             else:
                 heapq.heappush(self._timers, (now_ns + message.wait_ms * 1_000_000, session.id, request))
 
@@ -496,13 +504,15 @@ class Lockd:
                 self._advance(lock, now_ns)
                 return
 
-    def _wait_over(self, session: Session, request: int) -> None:
+    def _wait_over(self, session: Session, request: int, now_ns: int) -> None:
         name = session.waits.pop(request, None)
         if name is None:
             return
         lock = self.locks[name]
         del lock.queue[session.id, request]
         self._answer(session, request, Refused(self.epoch, request, f"no grant in time: {self._why(lock, session)}"))
+        # Those behind may go together with the holders that it had to wait for.
+        self._advance(lock, now_ns)
 
     def _why(self, lock: Lock, session: Session) -> str:
         if lock.holds:

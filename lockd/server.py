@@ -31,6 +31,8 @@ class Server:
             data.mkdir(parents=True, exist_ok=True)
             self._log = Diagnostics(data / "lockd.log")
             self._grants = os.open(data / "grants.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        except FileExistsError:
+            raise refused(f"{data} cannot be used (it is not a directory); choose another --data") from None
         except OSError as error:
             raise refused(f"{data} cannot be used ({error.strerror}); choose another --data") from None
         try:

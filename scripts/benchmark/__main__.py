@@ -1,0 +1,98 @@
+"""The command `scripts/bench`."""
+
+import argparse
+import io
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from types import FrameType
+from typing import Final, NoReturn
+
+from common.errors import CommandError
+from scripts.benchmark import growth, limits, locks, ops, startup
+from scripts.benchmark.figures import Row
+from scripts.benchmark.processes import NotMeasured
+from scripts.benchmark.sampling import FULL, QUICK, Effort
+from scripts.benchmark.table import as_json, as_table
+
+MEASUREMENTS: Final[dict[str, Callable[[Effort], list[Row]]]] = {
+    "limits": limits.measure,
+    "lock": locks.measure_lock,
+    "handoffs": locks.measure_hand_offs,
+    "op": ops.measure_op,
+    "working": ops.measure_working,
+    "history": growth.measure_history,
+    "size": growth.measure_size,
+    "disk": growth.measure_disk,
+    "wire": growth.measure_wire,
+    "startup": startup.measure,
+}
+
+_TIME_S: Final = {False: 290, True: 58}
+"""After so many seconds what is left is given up; by quick or not."""
+
+
+class _TimeUp(Exception):
+    """The time for the whole run is over."""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+
+
+def measure(names: Sequence[str], effort: Effort) -> tuple[list[Row], dict[str, str]]:
+    """Make the measurements; return their rows, and why others could not be made."""
+    rows: list[Row] = []
+    problems: dict[str, str] = {}
+    for place, name in enumerate(names):
+        print(f"measuring {name} ({place + 1} of {len(names)})", file=sys.stderr, flush=True)
+        try:
+            rows += MEASUREMENTS[name](effort)
+        except (NotMeasured, CommandError, OSError) as error:
+            problems[name] = str(error) or type(error).__name__
+        except _TimeUp:
+            problems |= dict.fromkeys(names[place:], "the time for the whole run was over")
+            break
+    return rows, problems
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; return its exit code: 0, or 1 where something could not be measured."""
+    parser = _Parser(
+        prog="scripts/bench",
+        description="Measure Lockstep against the limits of this machine, in the same run; a bound that is missed is "
+        "told in its row. Exit code 1 only where something could not be measured.",
+    )
+    parser.add_argument("--quick", action="store_true", help="a short version, within a minute")
+    parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
+    parser.add_argument(
+        "--only", nargs="+", metavar="NAME", choices=MEASUREMENTS, default=[*MEASUREMENTS],
+        help=f"make only these: {', '.join(MEASUREMENTS)}",
+    )  # fmt: skip
+    options = parser.parse_args(arguments)
+    signal.signal(signal.SIGALRM, _time_up)
+    signal.signal(signal.SIGTERM, _stop)
+    signal.alarm(_TIME_S[options.quick])
+    rows, problems = measure(options.only, QUICK if options.quick else FULL)
+    signal.alarm(0)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # a bare environment cannot print ≤
+    print(as_json(rows, problems) if options.json else as_table(rows))
+    for name, problem in problems.items():
+        print(f"scripts/bench: {name} was not measured: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _time_up(number: int, frame: FrameType | None) -> None:
+    raise _TimeUp
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""The processes and the directory of one measurement: all that is started here ends here, by its id."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+PATIENCE_S: Final = 60.0
+"""How long a child may take for what is waited for, in seconds."""
+
+_PAUSE_S: Final = 0.005
+
+
+class NotMeasured(Exception):
+    """A measurement could not be made; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A running process; what it says is in the files `out` and, on stderr, `complaints`."""
+
+    process: subprocess.Popen[bytes]
+    out: Path
+    complaints: Path
+
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        return self.process.pid
+
+    def line(self, start: str) -> str:
+        """Wait for a line that begins with `start`, and return it. Raises NotMeasured."""
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            ended = self.process.poll() is not None
+            for line in self.out.read_text("utf-8", "replace").splitlines(keepends=True):
+                if line.startswith(start) and line.endswith("\n"):
+                    return line.rstrip("\n")
+            if ended or time.monotonic() > deadline:
+                raise NotMeasured(f"{self.out.stem} never said {start!r}: {self._last_words()}")
+            time.sleep(_PAUSE_S)
+
+    def finish(self, sign: signal.Signals | None = None) -> str:
+        """Wait for its end with exit code 0, after a signal if one is given; return its output. Raises NotMeasured."""
+        if sign is not None:
+            self.process.send_signal(sign)
+        try:
+            code = self.process.wait(PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            raise NotMeasured(f"{self.out.stem} did not end in {PATIENCE_S:g} s") from None
+        if code != 0:
+            raise NotMeasured(f"{self.out.stem} ended with {code}: {self._last_words()}")
+        return self.out.read_text("utf-8", "replace")
+
+    def memory_kib(self, name: str) -> int:
+        """Return a size from /proc/PID/status, such as VmRSS (now) or VmHWM (at most), in KiB."""
+        for line in Path(f"/proc/{self.pid}/status").read_text().splitlines():
+            if line.startswith(name + ":"):
+                return int(line.split()[1])
+        raise NotMeasured(f"{self.out.stem} has no {name}")
+
+    def _last_words(self) -> str:
+        words = self.complaints.read_text("utf-8", "replace").strip().splitlines()
+        return words[-1] if words else "it said nothing"
+
+
+def memory_of(child: Child, name: str) -> tuple[str, str, float]:
+    """Return (name, what it was at most in words, MiB resident now)."""
+    return name, f"resident; {child.memory_kib('VmHWM') / 1024:.1f} MiB at most", child.memory_kib("VmRSS") / 1024
+
+
+class Stage:
+    """A temporary directory and the children that work in it."""
+
+    def __init__(self, directory: Path) -> None:
+        """Use an existing directory."""
+        self.directory = directory
+        self._children: list[Child] = []
+
+    def python(self, name: str, *arguments: str) -> Child:
+        """Start `python -P -m arguments...` with a silent stdin; `name` is for its output."""
+        return self.start(name, [sys.executable, "-P", "-m", *arguments])
+
+    def start(self, name: str, command: Sequence[str]) -> Child:
+        """Start a process whose output goes to NAME.out and NAME.err."""
+        out, complaints = self.directory / f"{name}.out", self.directory / f"{name}.err"
+        with out.open("wb") as stdout, complaints.open("wb") as stderr:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=environment())
+        self._children.append(child := Child(process, out, complaints))
+        return child
+
+    def end(self) -> None:
+        """End whatever still runs, the newest first; what does not end on SIGTERM is killed."""
+        for child in reversed(self._children):
+            if child.process.poll() is None:
+                child.process.terminate()
+        deadline = time.monotonic() + 5
+        for child in reversed(self._children):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.process.wait(max(0.1, deadline - time.monotonic()))
+            if child.process.poll() is None:
+                child.process.kill()
+                child.process.wait()
+            if child.process.stdin is not None:
+                child.process.stdin.close()
+
+
+@contextlib.contextmanager
+def stage() -> Iterator[Stage]:
+    """Give a stage; end its children and remove its directory afterwards."""
+    with tempfile.TemporaryDirectory(prefix="lockstep-bench-", ignore_cleanup_errors=True) as directory:
+        place = Stage(Path(directory))
+        try:
+            yield place
+        finally:
+            place.end()
+
+
+def environment() -> dict[str, str]:
+    """Return our environment without what would lead a client elsewhere."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("LOCKSTEP_", "PYTHON"))}

@@ -1,0 +1,211 @@
+"""The evidence, read once: typed lines and the indices that several properties need."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from common.clock import Clock
+from common.records import EMPTY, Record
+from common.tokens import parse_token
+from scripts.verdict.evidence import Client, EventLine, Evidence, Flaw, Journal
+
+CHANGES = frozenset(("write", "update", "restore"))
+OPS = CHANGES | {"read"}
+HASH_DIGITS = 12
+"""How much of a hash an event line shows, in hexadecimal digits."""
+
+
+@dataclass(slots=True)
+class Tick:
+    """A line of an event log with its values typed."""
+
+    client: Client
+    number: int
+    time_us: int
+    host: str
+    clock: Clock
+    verb: str
+    file: str
+    id: str
+    token: int
+    seq: int
+    hash: str
+    values: Mapping[str, str]
+
+    @property
+    def where(self) -> str:
+        """Name the line for people."""
+        return f"{self.client.name}/events.log:{self.number}"
+
+    @property
+    def count(self) -> int:
+        """Return the own component of the clock."""
+        return self.clock.get(self.host, 0)
+
+
+@dataclass(slots=True)
+class Facts:
+    """What the properties look at.
+
+    `logs` are the ticks by client, `by_host` by the host that ticked. `ops` are the ticks of ops that
+    happened, `authors` has the first line of each op's author. `newest` has, per file, the longest journal
+    of a client that did not leave early, and whose it is. `strayed` has, per client that left early and file,
+    the first version that only it has: it died before the others heard of it. `undone` are the ids of ops
+    that were taken back everywhere, or that a kill stopped before they were durable anywhere;
+    `undone_hashes` are those of the versions they made.
+    """
+
+    evidence: Evidence
+    flaws: list[Flaw]
+    logs: list[tuple[Client, list[Tick]]]
+    by_host: dict[str, list[Tick]]
+    ops: list[Tick]
+    authors: dict[str, Tick]
+    newest: dict[str, tuple[Client, Journal]]
+    strayed: dict[tuple[str, str], int]
+    undone: set[str]
+    undone_hashes: set[str]
+
+    def journal_of(self, tick: Tick) -> tuple[Client, Journal] | None:
+        """Return the journal that has the version the line names: the client's own, else the longest."""
+        own = tick.client.journals.get(tick.file)
+        if own is not None and tick.seq <= len(own.records):
+            return tick.client, own
+        longest = self.newest.get(tick.file)
+        if longest is not None and tick.seq <= len(longest[1].records):
+            return longest
+        return None
+
+    def where(self, file: str, record: Record) -> str:
+        """Name the line of a record's author, or the record itself where that line is not at hand."""
+        author = self.authors.get(record.id)
+        return author.where if author else place(self.newest[file][0], file, record.seq)
+
+    def in_order(self, client: Client) -> bool:
+        """Tell whether the client is known to have ended in good order."""
+        asked = self.evidence.asked
+        return bool(asked and asked.finished and not asked.stopped and client.name not in asked.left)
+
+
+def place(client: Client, file: str, seq: int) -> str:
+    """Name a version in a client's journal for people."""
+    return f"{client.name}/journal: {file}@{seq}"
+
+
+def author_of(op_id: str) -> str:
+    """Return the host that numbered an op."""
+    return op_id.rpartition(":")[0]
+
+
+def hash_shown(hash_: bytes) -> str:
+    """Return a hash as event lines show it."""
+    return hash_.hex()[:HASH_DIGITS]
+
+
+def hash_at(journal: Journal, seq: int) -> str:
+    """Return the hash of version `seq`, from 0, as event lines show it."""
+    return hash_shown(journal.hashes[seq - 1] if seq else EMPTY.hash)
+
+
+def gather(evidence: Evidence) -> Facts:
+    """Read the evidence once."""
+    left = evidence.asked.left if evidence.asked else ()
+    newest = _newest([client for client in evidence.clients if client.name not in left])
+    for file, longest in _newest(evidence.clients).items():
+        newest.setdefault(file, longest)
+    strayed = {
+        (client.name, file): seq
+        for client in evidence.clients
+        if client.name in left
+        for file, journal in client.journals.items()
+        if (seq := _first_alone(journal, newest[file][1]))
+    }
+    facts = Facts(evidence, [], [], {}, [], {}, newest, strayed, set(), set())
+    for client in evidence.clients:
+        ticks = list(_ticks(client, facts))
+        facts.logs.append((client, ticks))
+        for tick in ticks:
+            facts.by_host.setdefault(tick.host, []).append(tick)
+    _find_undone(facts)
+    for _, ticks in facts.logs:
+        for tick in ticks:
+            if tick.verb in OPS:
+                facts.authors.setdefault(tick.id, tick)
+                if tick.id not in facts.undone:
+                    facts.ops.append(tick)
+    return facts
+
+
+def _newest(clients: Sequence[Client]) -> dict[str, tuple[Client, Journal]]:
+    newest: dict[str, tuple[Client, Journal]] = {}
+    for client in clients:
+        for file, journal in client.journals.items():
+            best = newest.get(file)
+            if best is None or len(journal.records) > len(best[1].records):
+                newest[file] = (client, journal)
+    return newest
+
+
+def _first_alone(journal: Journal, longest: Journal) -> int:
+    """Return the first version of `journal` that is not in `longest`, or 0."""
+    for seq, hash_ in enumerate(journal.hashes, 1):
+        if seq > len(longest.hashes) or longest.hashes[seq - 1] != hash_:
+            return seq
+    return 0
+
+
+def _ticks(client: Client, facts: Facts) -> Iterator[Tick]:
+    for line in client.lines:
+        try:
+            yield _typed(client, line)
+        except KeyError as error:
+            problem = f"the line has no {error.args[0]}"
+        except ValueError as error:
+            problem = str(error)
+        else:
+            continue
+        facts.flaws.append(Flaw("logs", f"{client.name}/events.log:{line.number}", problem))
+
+
+def _typed(client: Client, line: EventLine) -> Tick:
+    event, values = line.event, line.event.values
+    seq, hash_ = values["seq"], values["hash"]
+    if not (seq.isascii() and seq.isdigit() and len(seq) < 19):
+        raise ValueError(f"seq={seq} is no number")
+    if len(hash_) != HASH_DIGITS or hash_.strip("0123456789abcdef"):
+        raise ValueError(f"hash={hash_} is not {HASH_DIGITS} hexadecimal digits")
+    return Tick(
+        client,
+        line.number,
+        event.time_us,
+        event.host,
+        event.clock,
+        event.verb,
+        values["file"],
+        values["id"],
+        parse_token(values["token"]),
+        int(seq),
+        hash_,
+        values,
+    )
+
+
+def _find_undone(facts: Facts) -> None:
+    """Find the ops that never happened: undone and in no journal."""
+    kept = {
+        record.id
+        for client in facts.evidence.clients
+        for journal in client.journals.values()
+        for record in journal.records
+    }
+    for client, ticks in facts.logs:
+        facts.undone.update(tick.id for tick in ticks if tick.verb == "undo" and tick.id not in kept)
+        if not facts.in_order(client):
+            # Lines are written before records: a kill may leave the last ones alone.
+            for tick in reversed(ticks):
+                if tick.verb != "read" and tick.id in kept:
+                    break
+                if tick.verb != "read":
+                    facts.undone.add(tick.id)
+    facts.undone_hashes.update(
+        tick.hash for _, ticks in facts.logs for tick in ticks if tick.id in facts.undone and tick.verb != "read"
+    )

@@ -1,0 +1,346 @@
+"""What a run left on disk, read into Evidence: from files alone, and without writing where they lie.
+
+What cannot be read becomes a Flaw of the property that it spoils, and the rest is read all the same.
+"""
+
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, ParamSpec, TypeVar
+from urllib.parse import quote
+
+from client.history import Archive, HistoryError
+from common.clock import Clock, parse_clock
+from common.eventlog import HEADER, parse_event
+from common.grantlog import parse_grant
+from common.names import is_host
+from common.records import HASH_BYTES, VERBS, Record
+from scripts.verdict.evidence import (
+    Asked,
+    Client,
+    EventLine,
+    Evidence,
+    Flaw,
+    Grants,
+    Journal,
+    LockLine,
+    PropertyName,
+    Snapshots,
+)
+
+RUN_FORMAT: Final = 1
+JOURNAL_FORMAT: Final = 1
+_SEQ_BITS: Final = 40
+_SEQ_MASK: Final = (1 << _SEQ_BITS) - 1
+
+_OPS: Final = "SELECT key, token, id, verb, offset, inserted, clock, time_us, source, hash FROM ops ORDER BY key"
+
+Parsed = TypeVar("Parsed")
+Arguments = ParamSpec("Arguments")
+
+
+class NoRun(Exception):
+    """The directories given do not hold a run, in one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where the parts of a run lie; `clients` by the names that stand for them in findings."""
+
+    clients: dict[str, Path]
+    lockd: Path | None
+    asked: Path | None
+
+
+@contextmanager
+def open_run(directories: Sequence[Path]) -> Iterator[Evidence]:
+    """Read the run in `directories`, each a data directory or a parent of such. Raises NoRun.
+
+    Snapshots are read when they are asked for, so the evidence is good inside the context alone.
+    """
+    places = find(directories)
+    flaws: list[Flaw] = []
+    with ExitStack() as stack:
+        asked = _read_asked(places.asked, flaws) if places.asked else None
+        grants = _read_grants(places.lockd, flaws) if places.lockd else None
+        clients = [_read_client(name, path, stack, flaws) for name, path in places.clients.items()]
+        yield Evidence(clients, grants, asked, flaws)
+
+
+def find(directories: Sequence[Path]) -> Places:
+    """Find clients, lockd and run.json in data directories and parents of such. Raises NoRun."""
+    clients: list[Path] = []
+    daemons: list[Path] = []
+    asked: list[Path] = []
+    for directory in directories:
+        try:
+            # client-10 comes after client-9
+            inside = [directory] if _is_data(directory) else sorted(directory.iterdir(), key=_by_number)
+            clients += [path for path in inside if _is_client(path)]
+            daemons += [path for path in inside if (path / "grants.log").is_file()]
+            asked += [path for path in [directory / "run.json"] if path.is_file()]
+        except OSError as error:
+            raise NoRun(f"{directory}: {(error.strerror or str(error)).lower()}") from error
+    clients, daemons = _once(clients), _once(daemons)
+    given = ", ".join(map(str, directories))
+    if not clients:
+        raise NoRun(f"{given}: no client's data directory here (one holds an events.log)")
+    if len(daemons) > 1 or len(_once(asked)) > 1:
+        raise NoRun(f"{given}: this is more than one run; give one at a time")
+    names = [path.resolve().name for path in clients]
+    if len(set(names)) < len(names):
+        names = [str(path) for path in clients]
+    return Places(dict(zip(names, clients, strict=True)), daemons[0] if daemons else None, asked[0] if asked else None)
+
+
+def _by_number(path: Path) -> tuple[int, str]:
+    return len(path.name), path.name
+
+
+def _is_client(path: Path) -> bool:
+    return (path / "events.log").is_file() or (path / "journal").is_file()
+
+
+def _is_data(path: Path) -> bool:
+    return _is_client(path) or (path / "grants.log").is_file()
+
+
+def _once(paths: list[Path]) -> list[Path]:
+    return list({path.resolve(): path for path in paths}.values())
+
+
+# run.json
+
+
+def _read_asked(path: Path, flaws: list[Flaw]) -> Asked | None:
+    try:
+        run = json.loads(path.read_bytes())
+        if run["version"] != RUN_FORMAT:
+            raise ValueError(f"its version is {run['version']}, not {RUN_FORMAT}")
+        return Asked(
+            _typed(run["clients"], int),
+            _typed(run["ops"], int),
+            tuple([_typed(file, str) for file in run["files"]]),
+            _typed(run["finished"], bool),
+            _typed(run["stopped"], bool),
+            tuple([_typed(name, str) for name in run["left"]]),
+        )
+    except KeyError as error:
+        flaws.append(Flaw("complete", "run.json", f"it has no {error.args[0]}"))
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        flaws.append(Flaw("complete", "run.json", f"it cannot be read: {error}"))
+    return None
+
+
+def _typed(value: Any, kind: type[Parsed]) -> Parsed:
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+# Logs
+
+
+def _read_grants(directory: Path, flaws: list[Flaw]) -> Grants:
+    name = f"{directory.resolve().name}/grants.log"
+    lines = _read_lines(directory / "grants.log", name, b"", parse_grant, flaws)
+    return Grants(name, [LockLine(number, line, raw) for number, line, raw in lines])
+
+
+def _read_events(path: Path, name: str, flaws: list[Flaw]) -> list[EventLine]:
+    lines = _read_lines(path / "events.log", f"{name}/events.log", HEADER.encode(), parse_event, flaws)
+    return [EventLine(number, event, raw) for number, event, raw in lines]
+
+
+def _read_lines(
+    path: Path, name: str, header: bytes, parse: Callable[[str], Parsed], flaws: list[Flaw]
+) -> list[tuple[int, Parsed, str]]:
+    """Return each line that reads: its number, what it says, and itself."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        flaws.append(_unreadable("logs", name, error))
+        return []
+    if not data.startswith(header):
+        flaws.append(Flaw("logs", f"{name}:1", "the header's two lines are not as they should be"))
+    lines = data.split(b"\n")
+    torn = lines.pop()
+    found: list[tuple[int, Parsed, str]] = []
+    for number, line in enumerate(lines, 1):
+        if number <= header.count(b"\n") and data.startswith(header):
+            continue
+        try:
+            raw = line.decode()
+            found.append((number, parse(raw), raw))
+        except (ValueError, RecursionError) as error:
+            flaws.append(Flaw("logs", f"{name}:{number}", f"the line cannot be read: {error}"))
+    if torn:
+        flaws.append(Flaw("logs", f"{name}:{len(lines) + 1}", "the last line is torn"))
+    return found
+
+
+def _unreadable(name: PropertyName, where: str, error: OSError) -> Flaw:
+    return Flaw(name, where, f"it cannot be read: {(error.strerror or str(error)).lower()}")
+
+
+# A client
+
+
+def _read_client(name: str, path: Path, stack: ExitStack, flaws: list[Flaw]) -> Client:
+    journals: dict[str, Journal] = {}
+    host, snapshots = "", None
+    try:
+        still = _make_still(path, stack)
+    except OSError as error:
+        flaws.append(_unreadable("hash chain", f"{name}/journal", error))
+    else:
+        journals, host = _read_journals(still, f"{name}/journal", flaws)
+        snapshots = _open_snapshots(still, f"{name}/snapshots", stack, flaws)
+    lines = _read_events(path, name, flaws)
+    return Client(name, lines, journals, _read_files(path / "files", f"{name}/files", flaws), snapshots, host)
+
+
+def _make_still(path: Path, stack: ExitStack) -> Path:
+    """Return a directory where the journal can be read without a trace: `path`, or a copy for the time being.
+
+    SQLite writes beside a journal that has a log, as one of a running or a killed client has.
+    """
+    if not _logs(path):
+        return path
+    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-check-")))
+    for part in (path / "journal", *_logs(path)):
+        shutil.copyfile(part, copy / part.name)
+    (copy / "files").symlink_to((path / "files").resolve())
+    return copy
+
+
+def _logs(path: Path) -> list[Path]:
+    parts = [path / f"journal{ending}" for ending in ("-wal", "-journal")]
+    return [part for part in parts if part.exists() and part.stat().st_size]
+
+
+def _read_files(root: Path, name: str, flaws: list[Flaw]) -> dict[str, bytes]:
+    """Return every plain file below `root`, by its name from there. Links are not followed."""
+    files: dict[str, bytes] = {}
+
+    def visit(directory: Path, prefix: str) -> None:
+        try:
+            with os.scandir(directory) as entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
+                    inner = prefix + entry.name
+                    if entry.is_dir(follow_symlinks=False):
+                        visit(directory / entry.name, inner + "/")
+                    elif entry.is_file(follow_symlinks=False):
+                        files[inner] = (directory / entry.name).read_bytes()
+                    else:
+                        flaws.append(Flaw("replay", f"{name}/{inner}", "it is not a plain file"))
+        except FileNotFoundError:
+            pass  # no file was ever made
+        except OSError as error:
+            flaws.append(_unreadable("replay", f"{name}/{prefix}", error))
+
+    visit(root, "")
+    return files
+
+
+# The journal, by its format and not by the product's code for it
+
+
+def _read_journals(path: Path, where: str, flaws: list[Flaw]) -> tuple[dict[str, Journal], str]:
+    """Return the ops on each file, and the host that the journal remembers."""
+    ops: dict[str, tuple[list[Record], list[bytes]]] = {}
+    host = ""
+    try:
+        (path / "journal").stat()
+        uri = f"file:{quote(str(path.resolve() / 'journal'))}?mode=ro"
+        if not _logs(path):
+            uri += "&immutable=1"
+        with closing(sqlite3.connect(uri, uri=True)) as database:
+            (format_,) = database.execute("PRAGMA user_version").fetchone()
+            if format_ != JOURNAL_FORMAT:
+                raise ValueError(f"its format is {format_}, not {JOURNAL_FORMAT}")
+            for (value,) in database.execute("SELECT value FROM meta WHERE key = 'host'"):
+                host = str(value)
+            names = {id_: str(file) for id_, file in database.execute("SELECT id, name FROM files")}
+            ops = {file: ([], []) for file in names.values()}
+            for key, *row in database.execute(_OPS):
+                file, seq = names.get(key >> _SEQ_BITS, "a file without a name"), key & _SEQ_MASK
+                try:
+                    record, hash_ = _read_op(seq, *row)
+                    records, hashes = ops[file]
+                except (LookupError, ValueError, TypeError, RecursionError) as error:
+                    raise ValueError(f"{file}@{seq} cannot be read: {error}") from error
+                records.append(record)
+                hashes.append(hash_)
+    except (sqlite3.Error, OSError, ValueError) as error:
+        missing = isinstance(error, FileNotFoundError)
+        flaws.append(Flaw("hash chain", where, "it is missing" if missing else str(error)))
+    return {file: Journal(records, hashes) for file, (records, hashes) in ops.items()}, host
+
+
+def _read_op(
+    seq: int,
+    token: Any,
+    id_: Any,
+    verb: Any,
+    offset: Any,
+    inserted: Any,
+    clock: Any,
+    time_us: Any,
+    of: Any,
+    hash_: Any,
+) -> tuple[Record, bytes]:
+    for value in (token, offset, time_us, of, verb):
+        if _typed(value, int) < 0:
+            raise ValueError(f"{value} is below 0")
+    if len(_typed(hash_, bytes)) != HASH_BYTES:
+        raise ValueError(f"its hash has {len(hash_)} bytes, not {HASH_BYTES}")
+    record = Record(
+        seq,
+        token,
+        _typed(id_, str),
+        VERBS[verb],
+        offset,
+        _typed(inserted, bytes),
+        _read_clock(_typed(clock, str)),
+        time_us,
+        of,
+    )
+    return record, hash_
+
+
+def _read_clock(text: str) -> Clock:
+    clock = parse_clock(text)
+    for host, count in clock.items():
+        if not is_host(host) or count >= 1 << 63:
+            raise ValueError("its clock is malformed")
+    return clock
+
+
+# Snapshots, by the product's own reader
+
+
+def _open_snapshots(path: Path, where: str, stack: ExitStack, flaws: list[Flaw]) -> Snapshots | None:
+    try:
+        archive = stack.enter_context(_in_words(Archive.open, path))
+        newest = {str(file): version.seq for file, version in _in_words(archive.files).items()}
+    except ValueError as error:
+        flaws.append(Flaw("snapshots", where, str(error)))
+        return None
+    return Snapshots(newest, lambda file, seq: _in_words(archive.content, file, seq))
+
+
+def _in_words(read: Callable[Arguments, Parsed], *values: Arguments.args, **more: Arguments.kwargs) -> Parsed:
+    """Call the product's reader, and have whatever it stumbles over as a ValueError."""
+    try:
+        return read(*values, **more)
+    except HistoryError:
+        raise
+    except Exception as error:  # that it crashes on a damaged journal is a finding
+        raise ValueError(f"the reader crashed: {type(error).__name__}: {error}") from error

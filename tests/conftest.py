@@ -1,0 +1,34 @@
+"""What every test is held to, and the fixtures that more than one file uses."""
+
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.group import Group
+
+
+def _in_use() -> dict[str, list[str]]:
+    own = f"/proc/{os.getpid()}"
+    return {
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "processes": Path(f"{own}/task/{os.getpid()}/children").read_text().split(),
+        "descriptors": sorted(os.listdir(f"{own}/fd")),
+    }
+
+
+@pytest.fixture(autouse=True)
+def nothing_leaks() -> Iterator[None]:
+    """Fail a test that leaves a thread, a process or a descriptor behind."""
+    before = _in_use()
+    yield
+    assert _in_use() == before
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Iterator[Group]:
+    """Give a test a group of real processes, and end those that are left."""
+    with Group(tmp_path) as group:
+        yield group

@@ -1,0 +1,39 @@
+"""python -m tests.sim: run many seeds, or one again."""
+
+import argparse
+import sys
+import time
+
+from tests.sim.run import SimulationFailed, run_seed
+
+_PROGRESS_S = 5.0
+
+
+def main() -> int:
+    """Run the command; return its exit code: 0 all passed, 1 one failed."""
+    parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
+    parser.add_argument("--seeds", type=int, default=1000, metavar="N", help="how many seeds to run")
+    parser.add_argument("--first", type=int, default=0, metavar="S", help="the first of them")
+    parser.add_argument("--seed", type=int, metavar="S", help="run this seed alone")
+    options = parser.parse_args()
+    if options.seed is not None:
+        options.first, options.seeds = options.seed, 1
+    began = shown = time.process_time()
+    ops = steps = 0
+    for done, seed in enumerate(range(options.first, options.first + options.seeds), 1):
+        try:
+            figures = run_seed(seed)
+        except SimulationFailed as failure:
+            print(failure)
+            return 1
+        ops, steps = ops + figures.ops, steps + figures.steps
+        now = time.process_time()
+        if now - shown > _PROGRESS_S or done == options.seeds:
+            shown = now
+            rate = done / (now - began)
+            print(f"{done} seeds, {ops} ops, {steps} steps: all ✔, {rate:.0f} seeds/s", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,269 @@
+"""A simulated group: what the plan asks for happens, until all is done and the group is at rest."""
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from client.effects import Finished, Log, Persist, Submit
+from lockd import effects as lockd_effects
+from tests.sim.network import Network
+from tests.sim.plan import Absence, Plan, PlannedClient, PlannedOp
+from tests.sim.processes import Broken, ClientProcess, Directory, LockdProcess, ShortAnswers, World
+from tests.sim.schedule import START_NS, Schedule
+from tests.sim.watch import Watch
+
+REST_NS_MAX: Final = 120 * 10**9
+STEPS_MAX: Final = 100_000
+"""A group that is not at rest after so much virtual time, or so many steps, never will be."""
+
+_WAIT_NS: Final = 100 * 10**9
+_AGAIN_NS: Final = 100_000_000
+
+
+@dataclass(slots=True)
+class Running:
+    """An op under way, and the version that was acknowledged when it began."""
+
+    op: PlannedOp
+    seq: int
+
+
+class Actor:
+    """Does what the plan says one client does."""
+
+    def __init__(self, group: "Group", plan: PlannedClient, directory: Directory, random: Random) -> None:
+        self.plan = plan
+        self.directory = directory
+        self.process: ClientProcess | None = None
+        self.gone = False
+        self.waiting_to_start = True
+        self.done: list[Finished] = []
+        self._group = group
+        self._random = random
+        self._todo = deque(plan.ops)
+        self._absences = deque(plan.absences)
+        self._running: dict[int, Running] = {}
+        self._thinking = 0
+        self._submitted = 0
+        self._leaving = False
+        self._leaving_soon = False
+
+    @property
+    def at_rest(self) -> bool:
+        """Tell whether nothing of the plan is left to do."""
+        if self.gone:
+            return True
+        todo = self._todo or self._running or self._thinking or self._leaving_soon or self.waiting_to_start
+        return not todo and self.process is not None and self.process.joined
+
+    def start(self) -> None:
+        """Start the process; leave again when the plan says so."""
+        group = self._group
+        self.waiting_to_start = False
+        self.process = ClientProcess(
+            group.world, group.lockd, self.directory, self._random, self.plan.clock_offset_ns, self._joined
+        )
+        self._plan_leaving(amid=not self._todo)
+
+    def ask(self, op: PlannedOp) -> None:
+        """Do an op beyond the plan."""
+        self._todo.append(op)
+        self._next()
+
+    def finished(self, effect: Finished) -> None:
+        """Take in an op's outcome, and go on."""
+        running = self._running.pop(effect.op)
+        self.done.append(effect)
+        if effect.outcome == "ok":
+            self._check(running, effect)
+            self._group.watch.acknowledge(running.op.file, effect.version)
+        elif not self._leaving:
+            raise Broken(f"{effect.id} of {self.plan.name} ended {effect.outcome}: {effect.reason}")
+        if not self._leaving:
+            self._next()
+
+    def _joined(self) -> None:
+        for _ in range(self.plan.lanes):
+            self._next()
+
+    def _next(self) -> None:
+        if self._todo:
+            self._thinking += 1
+            op = self._todo.popleft()
+            self._group.schedule.after(op.think_ns, self._submit, op, self.process)
+
+    def _submit(self, op: PlannedOp, process: ClientProcess) -> None:
+        self._thinking -= 1
+        if process is not self.process:
+            if not self.gone:
+                self._todo.append(op)
+                if self.process is not None and self.process.joined:
+                    self._next()
+            return
+        newest = self._group.watch.acknowledged.get(op.file)
+        seq = newest.seq if newest else 0
+        of = int(op.back * (seq + 1)) if op.verb == "restore" else 0
+        self._submitted += 1
+        self._running[self._submitted] = Running(op, seq)
+        self._plan_leaving(amid=True)
+        process.submit(Submit(self._submitted, op.verb, op.file, op.text, of, _WAIT_NS))
+
+    def _check(self, running: Running, effect: Finished) -> None:
+        """Check that the op saw what had been acknowledged before it began, and a read its version's bytes."""
+        op, seq = running.op, effect.version.seq
+        if seq < running.seq + (op.verb != "read"):
+            raise Broken(f"{effect.id} ({op.verb}) ended at {op.file}@{seq}, behind {running.seq}")
+        assert self.process is not None
+        if op.verb == "read":
+            if self.process.reads.pop(effect.op) != self.directory.journal.content(op.file, seq):
+                raise Broken(f"{effect.id} read other bytes than {op.file}@{seq} has")
+
+    def _plan_leaving(self, amid: bool) -> None:
+        if self._absences and not self._leaving_soon and self._absences[0].amid <= amid:
+            absence = self._absences.popleft()
+            self._leaving_soon = True
+            self._group.schedule.after(absence.after_ns, self._leave, absence)
+
+    def _leave(self, absence: Absence) -> None:
+        group = self._group
+        if absence.away_ns is None and not group.can_spare(self._running.values()):
+            group.schedule.after(_AGAIN_NS, self._leave, absence)
+            return
+        assert self.process is not None
+        self._leaving_soon = False
+        self._leaving = True
+        self.process.leave()
+        self._leaving = False
+        self._running.clear()
+        self.process = None
+        if absence.away_ns is None:
+            self.gone = True
+            self._todo.clear()
+        else:
+            self.waiting_to_start = True
+            group.schedule.after(absence.away_ns, self.start)
+
+
+class Group:
+    """lockd and the plan's clients, and who watches them."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        random = Random(~plan.seed)
+        self.schedule = Schedule()
+        network = Network(self.schedule, random, plan.delay_ns, plan.delay_ns_max)
+        directories = [
+            Directory(client.name, ShortAnswers(random.randbytes, plan.fetch_bytes_max))
+            for client in plan.clients
+        ]
+        self.watch = Watch(directories, plan.delay_ns_max // 1000 + 1000)
+        self.world = World(self.schedule, network, self)
+        self.lockd = LockdProcess(self.world, plan.ttl_ns)
+        self.actors = [
+            Actor(self, client, directory, random)
+            for client, directory in zip(plan.clients, directories, strict=True)
+        ]
+        self._by_name = {actor.plan.name: actor for actor in self.actors}
+        for actor in self.actors:
+            self.schedule.after(actor.plan.start_ns, actor.start)
+
+    def run(self) -> None:
+        """Run to the end of the plan, until the group is at rest, and then until every file is clean."""
+        self._until_rest()
+        for file in self._unclean():
+            actor = next(actor for actor in self.actors if not actor.gone)
+            actor.ask(PlannedOp("read", file, "", 0, 0))
+        self._until_rest()
+        if self._unclean():
+            raise Broken(f"{self._unclean()} are still unclean")
+        self._check_equal()
+        self.lockd.stop()
+
+    def can_spare(self, running: Iterable[Running]) -> bool:
+        """Tell whether every file has an in-sync replica that stays, so that a client with these ops may go."""
+        stay = {actor.directory.replica for actor in self.actors if actor.plan.stays}
+        in_sync = self.lockd.disk.in_sync
+        return all(stay.intersection(replicas) for replicas in in_sync.values()) and all(
+            each.op.file in in_sync for each in running
+        )
+
+    def has_strayed(self, actor: Actor) -> bool:
+        """Tell whether a client went for good with an op of its own that nobody else kept.
+
+        What others applied and then undid of it, the verdict cannot tell from a fork: such a client is as dead.
+        """
+        group = next(other for other in self.actors if not other.gone).directory.journal
+        return actor.gone and any(
+            group.version_at(file, state.head.version.seq) != state.head.version
+            for file, state in actor.directory.journal.states().items()
+        )
+
+    # What the world tells
+
+    def lockd_stepped(self, lockd: LockdProcess, effects: list[lockd_effects.Effect]) -> None:
+        self.watch.lockd_stepped(lockd, effects)
+
+    def logged(self, client: ClientProcess, effect: Log) -> None:
+        self.watch.logged(client, effect)
+
+    def persisted(self, client: ClientProcess, effect: Persist) -> None:
+        self.watch.persisted(client, effect)
+
+    def finished(self, client: ClientProcess, effect: Finished) -> None:
+        self._by_name[client.name].finished(effect)
+
+    # The end
+
+    def _until_rest(self) -> None:
+        end_ns = self.schedule.now_ns + REST_NS_MAX
+        schedule, watch = self.schedule, self.watch
+        while not self._at_rest():
+            if not schedule.step() or schedule.now_ns > end_ns or schedule.steps > STEPS_MAX:
+                raise Broken(f"the group does not come to rest: {self._why_not()}")
+            watch.check()
+
+    def _at_rest(self) -> bool:
+        return (
+            not self.world.network.in_flight
+            and all(actor.at_rest for actor in self.actors)
+            and not self._why_not()
+        )
+
+    def _why_not(self) -> str:
+        live = {actor.directory.replica: actor for actor in self.actors if actor.process is not None}
+        for lock in self.lockd.core.locks.values():
+            assert lock.file is not None
+            if lock.holds or lock.queue:
+                return f"{lock.name} is held or wanted"
+            for replica, actor in live.items():
+                if replica not in lock.file.in_sync:
+                    return f"{actor.plan.name} is not in sync with {lock.name}"
+        for actor in live.values():
+            if actor.process is not None and actor.process.core.learning:
+                return f"{actor.plan.name} thinks that it still learns"
+        waiting = ", ".join(actor.plan.name for actor in self.actors if not actor.at_rest)
+        return f"{waiting} are not done" if waiting else ""
+
+    def _unclean(self) -> list[str]:
+        locks = self.lockd.core.locks.values()
+        return [lock.name for lock in locks if lock.file is not None and lock.file.clean is None]
+
+    def _check_equal(self) -> None:
+        """Check that all live replicas have what lockd thinks they have."""
+        for lock in self.lockd.core.locks.values():
+            assert lock.file is not None and lock.file.clean is not None
+            for actor in self.actors:
+                states = actor.directory.journal.states()
+                seq = states[lock.name].head.version.seq if lock.name in states else 0
+                version = actor.directory.journal.version_at(lock.name, seq)
+                if actor.process is not None and version != lock.file.clean:
+                    raise Broken(
+                        f"{actor.plan.name} is at {lock.name}{version}, the group at {lock.file.clean}"
+                    )
+
+    @property
+    def elapsed_ns(self) -> int:
+        """Return how much virtual time has passed."""
+        return self.schedule.now_ns - START_NS

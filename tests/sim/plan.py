@@ -1,0 +1,117 @@
+"""What one seed draws: clients, files, ops, absences, clocks and delays."""
+
+from dataclasses import dataclass
+from random import Random
+from typing import Final
+
+from client.effects import OpVerb
+
+_MS: Final = 1_000_000
+_DELAY_NS_MAX: Final = 60 * _MS
+_VERBS: Final[tuple[OpVerb, ...]] = ("read", "write", "update", "restore")
+_TEXTS: Final = ("", "short", "zwölf Boxkämpfer", 'a "quoted" \\ text = 1', "long " * 40, "\t", "{}", "🙂")
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedOp:
+    """An op: a pause before it, and of a restore how far back it goes (0 to 1 of what was acknowledged)."""
+
+    verb: OpVerb
+    file: str
+    text: str
+    back: float
+    think_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """A client leaves so long after its start, or with `amid` after it began its next op.
+
+    It comes back, or not at all where `away_ns` is None.
+    """
+
+    amid: bool
+    after_ns: int
+    away_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedClient:
+    """A client: its start, how far its clock is off, its ops, how many of them at a time, and its absences."""
+
+    name: str
+    start_ns: int
+    clock_offset_ns: int
+    ops: tuple[PlannedOp, ...]
+    lanes: int
+    absences: tuple[Absence, ...]
+
+    @property
+    def stays(self) -> bool:
+        """Tell whether it never leaves."""
+        return not self.absences
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A whole simulation."""
+
+    seed: int
+    files: tuple[str, ...]
+    clients: tuple[PlannedClient, ...]
+    delay_ns: int
+    delay_ns_max: int
+    ttl_ns: int
+    fetch_bytes_max: int
+
+
+def draw_plan(seed: int) -> Plan:
+    """Draw the plan of a seed, the same for ever as long as this function stays."""
+    random = Random(seed)
+    files = ("a.txt", "b.txt", "folder/c.txt")[: random.randint(1, 3)]
+    count = random.randint(1, 6)
+    # With few ops per client many seeds run; some seeds have more.
+    ops_max = random.choice((2, 4, 4, 8))
+    think_ns = random.choice((0, 5, 50)) * _MS
+    late = random.random() < 0.4
+    leaving = count > 1 and random.random() < 0.35
+    reads = random.choice((1, 1, 5))
+    delay_ns = random.choice((50_000, 1 * _MS, 1 * _MS, 10 * _MS))
+    clients = []
+    for number in range(count):
+        start_ns = random.randint(0, 300) * _MS if late and number else random.randint(0, 5) * _MS
+        ops = tuple([_draw_op(random, files, reads, think_ns) for _ in range(random.randint(1, ops_max))])
+        absences: tuple[Absence, ...] = ()
+        if leaving and number and random.random() < 0.5:
+            absences = _draw_absences(random, delay_ns)
+        clients.append(
+            PlannedClient(
+                f"client-{number}",
+                start_ns,
+                random.randint(-300, 300) * _MS,
+                ops,
+                random.choice((1, 1, 1, 3)),
+                absences,
+            )
+        )
+    fetch_bytes_max = random.choice((300, 1_000_000))
+    return Plan(seed, files, tuple(clients), delay_ns, _DELAY_NS_MAX, 3_000 * _MS, fetch_bytes_max)
+
+
+def _draw_op(random: Random, files: tuple[str, ...], reads: int, think_ns: int) -> PlannedOp:
+    verb = random.choices(_VERBS, (reads, 3, 2, 1))[0]
+    text = random.choice(_TEXTS) if random.random() < 0.3 else f"line {random.randint(1, 999)}"
+    return PlannedOp(verb, random.choice(files), text, random.random(), int(random.random() * 2 * think_ns))
+
+
+def _draw_absences(random: Random, delay_ns: int) -> tuple[Absence, ...]:
+    absences = []
+    for _ in range(random.randint(1, 2)):
+        # A process takes longer to start than its last messages are under way.
+        away_ns = random.choice((None, _DELAY_NS_MAX, 100 * _MS, 1_500 * _MS))
+        amid = random.random() < 0.7
+        after_ns = int(random.random() * 6 * delay_ns) if amid else random.randint(0, 150) * _MS
+        absences.append(Absence(amid, after_ns, away_ns))
+        if away_ns is None:
+            break
+    return tuple(absences)

@@ -1,0 +1,365 @@
+"""The drivers of a simulation: what lockd/server.py and client/node.py do, over a fake network, clock and disk."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol, assert_never
+
+from client.core import Client
+from client.effects import (
+    Answer,
+    Connect,
+    Disconnect,
+    Effect,
+    Event,
+    Finished,
+    FromDaemon,
+    FromPeer,
+    Joined,
+    JoinRefused,
+    Leave,
+    Log,
+    Note,
+    PeerAnswer,
+    Persist,
+    Persisted,
+    ReadFile,
+    Remember,
+    SendLockd,
+    SendReplica,
+    Submit,
+    Timer,
+)
+from client.shared import Identity
+from common.clock import merge
+from common.eventlog import format_event, parse_event
+from common.grantlog import format_grant
+from common.messages import FromLockd, FromReplica, Member, ToLockd, ToReplica
+from common.records import Record
+from common.wire import decode, encode
+from lockd import effects as lockd_effects
+from lockd.core import Lockd
+from lockd.effects import Durable, InSyncChanged, LogGrant, ReplicaSeen, Send, SessionEnded, SessionOpened
+from tests.doubles import MemoryJournal
+from tests.sim.network import Connection, Network
+from tests.sim.schedule import Schedule
+
+LOCKD = b"lockd"
+Trace = deque[tuple[int, str, object]]
+
+
+class Broken(AssertionError):
+    """An invariant does not hold, or a process did what no driver may be asked for."""
+
+
+class Observer(Protocol):
+    """Who looks at every step."""
+
+    def lockd_stepped(self, lockd: "LockdProcess", effects: list[lockd_effects.Effect]) -> None:
+        """Lockd has taken in something."""
+
+    def logged(self, client: "ClientProcess", effect: Log) -> None:
+        """A client has appended a line to its event log."""
+
+    def persisted(self, client: "ClientProcess", effect: Persist) -> None:
+        """A client has written to its journal."""
+
+    def finished(self, client: "ClientProcess", effect: Finished) -> None:
+        """An op has ended."""
+
+
+@dataclass(slots=True)
+class World:
+    """What all processes of a simulation share."""
+
+    schedule: Schedule
+    network: Network
+    observer: Observer
+    trace: Trace = field(default_factory=lambda: deque(maxlen=50))
+    clients: dict[bytes, "ClientProcess"] = field(default_factory=dict)
+
+
+class Alarm:
+    """A process's one timer: set again whenever the core names another deadline."""
+
+    def __init__(self, schedule: Schedule, ring: Callable[[], None]) -> None:
+        self._schedule = schedule
+        self._ring = ring
+        self._set_ns: int | None = None
+
+    def set(self, time_ns: int | None) -> None:
+        """Ring at `time_ns`, true time; not at all for None."""
+        if time_ns != self._set_ns:
+            self._set_ns = time_ns
+            if time_ns is not None:
+                self._schedule.at(time_ns, self._due, time_ns)
+
+    def _due(self, time_ns: int) -> None:
+        if time_ns == self._set_ns:
+            self._set_ns = None
+            self._ring()
+
+
+class LockdProcess:
+    """lockd's core, its disk and its grants.log."""
+
+    def __init__(self, world: World, ttl_ns: int) -> None:
+        self.world = world
+        self.disk = Durable("0123456789abcdef", 1)
+        self.core = Lockd(Durable(self.disk.group, self.disk.epoch), ttl_ns)
+        self.grants: list[str] = []
+        self._alarm = Alarm(world.schedule, self._ring)
+
+    def receive(self, connection: Connection, frame: bytes) -> None:
+        """Take in a frame of a client."""
+        message: ToLockd = decode(frame, ToLockd)  # type: ignore[arg-type]
+        world = self.world
+        now_ns = world.schedule.now_ns
+        world.trace.append((now_ns, "lockd", message))
+        self._do(self.core.handle(connection[1], message, now_ns))
+
+    def stop(self) -> None:
+        """End in good order."""
+        self._do(self.core.stop(self.world.schedule.now_ns))
+
+    def _ring(self) -> None:
+        self._do(self.core.handle_timer(self.world.schedule.now_ns))
+
+    def _do(self, effects: list[lockd_effects.Effect]) -> None:
+        world = self.world
+        for effect in effects:
+            match effect:
+                case Send(route, message):
+                    world.network.send(("lockd", LOCKD, route), encode(message), self._deliver)
+                case LogGrant(line):
+                    self.grants.append(format_grant(line))
+                case lockd_effects.Persist(changes):
+                    for change in changes:
+                        self._write(change)
+                case lockd_effects.Note(text):
+                    world.trace.append((world.schedule.now_ns, "lockd", text))
+                case _:
+                    assert_never(effect)
+        self._alarm.set(self.core.deadline_ns())
+        world.observer.lockd_stepped(self, effects)
+
+    def _deliver(self, connection: Connection, frame: bytes) -> None:
+        client = self.world.clients.get(connection[2])
+        if client is not None:
+            client.receive_lockd(frame)
+
+    def _write(self, change: lockd_effects.Change) -> None:
+        match change:
+            case ReplicaSeen(replica):
+                self.disk.replicas[replica] = change
+            case SessionOpened(session):
+                self.disk.last_session = session
+            case InSyncChanged(file, replicas):
+                self.disk.in_sync[file] = replicas
+            case SessionEnded():
+                pass
+            case _:
+                assert_never(change)
+
+
+class ShortAnswers(MemoryJournal):
+    """A journal that hands out its ops in small portions, so that an answer to a fetch needs more than one."""
+
+    def __init__(self, random_bytes: Callable[[int], bytes], bytes_max: int) -> None:
+        super().__init__(random_bytes)
+        self._bytes_max = bytes_max
+
+    def records_after(self, file: str, seq: int, bytes_max: int) -> tuple[tuple[Record, ...], bool]:
+        """Return the ops behind version `seq`, few at a time."""
+        return super().records_after(file, seq, min(bytes_max, self._bytes_max))
+
+
+@dataclass(slots=True)
+class Directory:
+    """A client's data directory: what it finds again when it comes back."""
+
+    name: str
+    journal: MemoryJournal
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def replica(self) -> str:
+        """The replica id; "" before the first start."""
+        return str(self.journal.meta.get("replica_id", ""))
+
+    @property
+    def host(self) -> str:
+        """The component in vector clocks; "" before the first session."""
+        return str(self.journal.meta.get("host", ""))
+
+    def start(self, incarnation: str) -> Client:
+        """Start a core from what is here, as client/node.py does."""
+        replica, start_count = self.journal.begin_start()
+        meta, states = self.journal.meta, self.journal.states()
+        events = [parse_event(line) for line in self.lines]
+        clock = events[-1].clock if events else {}
+        for state in states.values():
+            clock = merge(clock, state.head.clock)
+        own = f"{self.host}:"
+        ids = [event.values["id"] for event in events]
+        identity = Identity(
+            self.name,
+            incarnation,
+            replica,
+            start_count,
+            f"tcp://127.0.0.1:{start_count}",
+            "memory",
+            self.host,
+            str(meta.get("group", "")),
+            int(meta.get("epoch", 0)),
+            max((int(id_.removeprefix(own)) for id_ in ids if id_.startswith(own)), default=0),
+        )
+        return Client(identity, self.journal, states, clock, events[-1].time_us if events else 0)
+
+
+class ClientProcess:
+    """A client's core over its directory, from one start to one end."""
+
+    def __init__(
+        self,
+        world: World,
+        lockd: LockdProcess,
+        directory: Directory,
+        random: Random,
+        clock_offset_ns: int,
+        joined: Callable[[], None],
+    ) -> None:
+        self.world = world
+        self.directory = directory
+        self.reads: dict[int, bytes] = {}
+        self.joined = False
+        self._lockd = lockd
+        self._joined = joined
+        self._offset_ns = clock_offset_ns
+        incarnation = f"{random.getrandbits(64):016x}"
+        self._connections: dict[str, Member] = {}
+        self._held: list[tuple[bytes, ToReplica]] = []
+        self._encoded: tuple[object, bytes] = (None, b"")
+        self._alarm = Alarm(world.schedule, self._ring)
+        self.core = directory.start(incarnation)
+        self.route = (directory.replica + incarnation).encode()
+        world.clients[self.route] = self
+        self.feed(Timer())
+
+    @property
+    def name(self) -> str:
+        """Return the client's name."""
+        return self.directory.name
+
+    def submit(self, submit: Submit) -> None:
+        """Begin an op."""
+        self.feed(submit)
+
+    def leave(self) -> None:
+        """End the session in good order, and the process."""
+        self.feed(Leave())
+        self._alarm.set(None)
+        del self.world.clients[self.route]
+
+    def receive_lockd(self, frame: bytes) -> None:
+        """Take in a frame of lockd."""
+        message: FromLockd = decode(frame, FromLockd)  # type: ignore[arg-type]
+        self.feed(FromDaemon(message))
+
+    def receive_replica(self, route: bytes, frame: bytes) -> None:
+        """Take in a frame of another replica; before the first session it waits."""
+        message: ToReplica = decode(frame, ToReplica)  # type: ignore[arg-type]
+        if self.joined:
+            self.feed(FromPeer(route, message))
+        else:
+            self._held.append((route, message))
+
+    def receive_answer(self, replica: str, frame: bytes) -> None:
+        """Take in another replica's answer."""
+        message: FromReplica = decode(frame, FromReplica)  # type: ignore[arg-type]
+        self.feed(PeerAnswer(replica, message))
+
+    def feed(self, event: Event) -> None:
+        """Give the core an event and do what it asks for."""
+        world = self.world
+        now_ns = world.schedule.now_ns
+        world.trace.append((now_ns, self.name, event))
+        was_joined = self.joined
+        effects = self.core.handle(event, now_ns + self._offset_ns)
+        while effects:
+            effects = self._do(effects)
+        deadline_ns = self.core.deadline_ns()
+        self._alarm.set(None if deadline_ns is None else deadline_ns - self._offset_ns)
+        if self.joined and not was_joined:
+            held, self._held = self._held, []
+            for route, message in held:
+                self.feed(FromPeer(route, message))
+            self._joined()
+
+    def _ring(self) -> None:
+        self.feed(Timer())
+
+    def _do(self, effects: list[Effect]) -> list[Effect]:
+        """Do the effects in their order; return those that follow from a Persist, the last of them."""
+        world, directory = self.world, self.directory
+        for effect in effects:
+            match effect:
+                case SendLockd(message):
+                    connection = ("lockd", self.route, LOCKD)
+                    world.network.send(connection, encode(message), self._lockd.receive)
+                case SendReplica(replica, to_replica):
+                    member = self._connections.get(replica)
+                    if member is not None:
+                        route = (member.replica + member.incarnation).encode()
+                        frame = self._encode_once(to_replica)
+                        world.network.send(("replica", self.route, route), frame, self._deliver)
+                case Answer(route, answer):
+                    world.network.send(("answer", self.route, route), encode(answer), self._deliver)
+                case Log(time_us, host, clock, verb, values):
+                    directory.lines.append(format_event(time_us, host, clock, verb, values))
+                    world.observer.logged(self, effect)
+                case Persist(ticket):
+                    if effect is not effects[-1]:
+                        raise Broken(f"{self.name}: a Persist is not the last effect of its list")
+                    world.observer.persisted(self, effect)
+                    directory.journal.write(effect)
+                    return self.core.handle(
+                        Persisted(ticket), world.schedule.now_ns + self._offset_ns
+                    )
+                case ReadFile(op, file):
+                    self.reads[op] = directory.journal.read(file)
+                case Finished():
+                    world.observer.finished(self, effect)
+                case Connect(member):
+                    self._connections[member.replica] = member
+                case Disconnect(replica):
+                    self._connections.pop(replica, None)
+                case Remember(replica, host, group, epoch):
+                    directory.journal.set_meta(
+                        {"replica_id": replica, "host": host, "group": group, "epoch": epoch}
+                    )
+                case Joined():
+                    self.joined = True
+                case JoinRefused(reason):
+                    raise Broken(f"{self.name} was refused: {reason}")
+                case Note():
+                    world.trace.append((world.schedule.now_ns, self.name, effect))
+                case _:
+                    assert_never(effect)
+        return []
+
+    def _encode_once(self, message: ToReplica) -> bytes:
+        if self._encoded[0] is not message:
+            self._encoded = (message, encode(message))
+        return self._encoded[1]
+
+    def _deliver(self, connection: Connection, frame: bytes) -> None:
+        kind, sender, receiver = connection
+        client = self.world.clients.get(receiver)
+        if client is None:
+            return
+        if kind == "replica":
+            client.receive_replica(sender, frame)
+        else:
+            client.receive_answer(sender[:16].decode(), frame)

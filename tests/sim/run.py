@@ -1,0 +1,76 @@
+"""One seed, from its plan to its verdict."""
+
+import re
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, is_dataclass
+
+from common.messages import Member
+from common.records import Version
+from common.tokens import format_token
+from tests.sim.group import Group
+from tests.sim.judge import judge_group
+from tests.sim.plan import draw_plan
+from tests.sim.processes import Broken, Trace
+from tests.sim.schedule import START_NS
+
+
+class SimulationFailed(AssertionError):
+    """A seed whose group did what it must not; the text says what, how to see it again, and its last steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How much a seed had to do."""
+
+    ops: int
+    steps: int
+    messages: int
+    elapsed_ns: int
+
+
+def run_seed(seed: int) -> Figures:
+    """Run a seed to its end. Raises SimulationFailed."""
+    group = Group(draw_plan(seed))
+    try:
+        group.run()
+        for finding in judge_group(group):
+            if not finding.ok:
+                raise Broken(f"✘ {finding.name}: {finding.detail}")
+    except Exception as error:  # noqa: BLE001 - an assert of a core is a finding like any other
+        frames = "" if isinstance(error, Broken) else "".join(traceback.format_tb(error.__traceback__)[-3:])
+        raise SimulationFailed(
+            f"seed {seed}: {type(error).__name__}: {error}\n{frames}"
+            f"again: python -m tests.sim --seed {seed}\n{show_trace(group.world.trace)}"
+        ) from error
+    ops = sum(len(actor.done) for actor in group.actors)
+    return Figures(ops, group.schedule.steps, group.world.network.carried, group.elapsed_ns)
+
+
+def show_trace(trace: Trace) -> str:
+    """Return the last steps, one line each, with the time since the start in milliseconds."""
+    return "\n".join([f"{(ns - START_NS) / 1e6:10.3f} {who:9} {show(what)}" for ns, who, what in trace])
+
+
+def show(value: object, name: str = "") -> str:
+    """Return an event or a message on one line, without what is empty; ids are cut short."""
+    match value:
+        case Version():
+            return str(value)
+        case Member():
+            return value.host
+        case bytes():
+            return show(value.decode("ascii", "replace"))
+        case str():
+            return value[:6] if re.fullmatch("[0-9a-f]{16,}", value) else repr(value)
+        case int() if name in ("token", "promised", "follows", "highest_token"):
+            return format_token(value)
+        case tuple():
+            return f"({', '.join([show(each) for each in value])})"
+        case Mapping():
+            return f"{{{', '.join([f'{key}: {show(each)}' for key, each in value.items()])}}}"
+        case _ if is_dataclass(value):
+            pairs = [(field.name, getattr(value, field.name)) for field in fields(value)]
+            inner = [f"{key}={show(each, key)}" for key, each in pairs if each not in ("", 0, (), {})]
+            return f"{type(value).__name__}({', '.join(inner)})"
+    return str(value)

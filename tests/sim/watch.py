@@ -1,0 +1,90 @@
+"""What must hold after every step, whatever the seed."""
+
+from client.effects import Finished, Log, Persist
+from common.records import Version
+from common.tokens import format_token
+from lockd import effects as lockd_effects
+from tests.sim.processes import Broken, ClientProcess, Directory, LockdProcess
+
+
+class Watch:
+    """Looks at all processes at once, which nobody in the group can.
+
+    - tokens only rise, and an exclusive hold is alone at lockd;
+    - what lockd says of an in-sync set is durable;
+    - no replica ever goes back in what it promised or follows;
+    - what was acknowledged is a prefix of every in-sync replica's history, live or not;
+    - network time is lockd's, but for the time a message may take.
+    """
+
+    def __init__(self, directories: list[Directory], clock_error_us_max: int) -> None:
+        self.acknowledged: dict[str, Version] = {}
+        self._directories = directories
+        self._clock_error_us_max = clock_error_us_max
+        self._token = 0
+        self._changed: set[str] = set()
+        self._in_sync: dict[str, tuple[str, ...]] = {}
+        self._tokens: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def lockd_stepped(self, lockd: LockdProcess, effects: list[lockd_effects.Effect]) -> None:
+        """Check tokens, holds and in-sync sets."""
+        for effect in effects:
+            if isinstance(effect, lockd_effects.LogGrant) and effect.line.event == "grant":
+                if effect.line.token <= self._token:
+                    raise Broken(f"the token {format_token(effect.line.token)} is not larger than all before")
+                self._token = effect.line.token
+        for lock in lockd.core.locks.values():
+            if len(lock.holds) > 1 and any(hold.mode == "exclusive" for hold in lock.holds.values()):
+                raise Broken(f"{lock.name} is held exclusively, and not alone: {lock.holds}")
+            assert lock.file is not None
+            if lock.file.in_sync != lockd.disk.in_sync[lock.name]:
+                raise Broken(f"the in-sync set of {lock.name} is not durable")
+            if lock.file.in_sync != self._in_sync.get(lock.name):
+                self._in_sync[lock.name] = lock.file.in_sync
+                self._changed.add(lock.name)
+
+    def logged(self, client: ClientProcess, effect: Log) -> None:
+        """Check network time."""
+        error_us = effect.time_us - client.world.schedule.now_ns // 1000
+        if abs(error_us) > self._clock_error_us_max:
+            raise Broken(f"{client.name}'s network time is off by {error_us} µs")
+
+    def persisted(self, client: ClientProcess, effect: Persist) -> None:
+        """Check the tokens that a replica keeps."""
+        key = client.directory.replica, effect.file
+        promised, follows = self._tokens.get(key, (0, 0))
+        if effect.promised < promised or effect.follows < follows or effect.follows > effect.promised:
+            raise Broken(
+                f"{client.name} goes from promised {format_token(promised)}, follows {format_token(follows)} "
+                f"to {format_token(effect.promised)}, {format_token(effect.follows)} in {effect.file}"
+            )
+        self._tokens[key] = effect.promised, effect.follows
+        self._changed.add(effect.file)
+
+    def finished(self, client: ClientProcess, effect: Finished) -> None:
+        """Note what is acknowledged."""
+
+    def acknowledge(self, file: str, version: Version) -> None:
+        """Note that a user was told of this version: nothing before it may ever be lost."""
+        before = self.acknowledged.get(file)
+        if before is None or version.seq > before.seq:
+            self.acknowledged[file] = version
+            self._changed.add(file)
+        elif version.seq == before.seq and version.hash != before.hash:
+            raise Broken(f"{file} has two versions {version.seq}: {before} and {version}")
+
+    def check(self) -> None:
+        """Check that what was acknowledged is in all in-sync replicas; the hash stands for all before it."""
+        for file in self._changed:
+            version = self.acknowledged.get(file)
+            if version is None:
+                continue
+            for directory in self._directories:
+                if directory.replica in self._in_sync[file]:
+                    held = directory.journal.version_at(file, version.seq)
+                    if held is None or held.hash != version.hash:
+                        raise Broken(
+                            f"{directory.name} is in sync with {file}, but has {held} where {version} "
+                            "was acknowledged"
+                        )
+        self._changed.clear()

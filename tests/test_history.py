@@ -1,0 +1,413 @@
+"""A data directory read by itself: live, killed, torn, closed, read-only; and what the commands make of it."""
+
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import client.diff
+import client.history
+from client.diff import diff
+from client.history import (
+    Archive,
+    HistoryError,
+    NoArchive,
+    NoFile,
+    NoVersion,
+    Snapshot,
+    VersionName,
+    parse_version_name,
+)
+from client.journal import Journal
+from client.journal_database import Database
+from tests.stories import (
+    FILE,
+    STEPS,
+    UNHURRIED,
+    Edit,
+    Step,
+    Story,
+    plain,
+    syncing_every,
+    tell,
+    tell_and_keep_states,
+    torn,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def assert_shows(archive: Archive, story: Story) -> None:
+    """Assert that the archive shows every version as the model does."""
+    assert archive.files() == {FILE: story.versions[-1]}
+    assert archive.head(FILE) == story.versions[-1]
+    assert [archive.content(FILE, seq) for seq in range(story.head + 1)] == story.contents
+    assert list(archive.versions(FILE)) == [
+        Snapshot(version, record.id, record.verb, record.time_us, len(after), len(after) - len(before), record.of)
+        for version, record, before, after in zip(
+            story.versions[1:], story.records, story.contents, story.contents[1:], strict=False
+        )
+    ]
+
+
+@pytest.fixture
+def closed(tmp_path: Path) -> Path:
+    """A directory, cleanly closed, whose file has the versions 0 to 42."""
+    journal, _ = Journal.open(tmp_path / "data", "memory")
+    with closing(journal):
+        tell(journal, [Step(0, (Edit("write", f"line {n}"),)) for n in range(1, 43)])
+    return tmp_path / "data"
+
+
+def killed(directory: Path, copy: Path) -> Path:
+    """Copy a live client's directory as a SIGKILL would leave it."""
+    shutil.copytree(directory, copy)
+    return copy
+
+
+# Every state in which a directory may be
+
+
+@UNHURRIED
+@given(steps=STEPS)
+def test_a_directory_is_shown_live_killed_and_closed(steps: list[Step]) -> None:
+    with tempfile.TemporaryDirectory() as name, syncing_every(4):
+        live, dead = Path(name, "live"), Path(name, "dead")
+        journal, _ = Journal.open(live, "memory")
+        with closing(journal):
+            story = tell(journal, [*steps, Step(0, ())])
+            with Archive.open(live) as archive:
+                assert_shows(archive, story)
+            with Archive.open(killed(live, dead)) as archive:
+                assert_shows(archive, story)
+        with Archive.open(live) as archive:
+            assert_shows(archive, story)
+
+
+@UNHURRIED
+@given(steps=STEPS, mix=st.one_of(st.none(), st.randoms(use_true_random=False)))
+def test_a_torn_or_missing_file_does_not_matter(steps: list[Step], mix: Random | None) -> None:
+    with tempfile.TemporaryDirectory() as name, syncing_every(4):
+        live = Path(name, "live")
+        journal, _ = Journal.open(live, "disk")
+        with closing(journal):
+            story, states = tell_and_keep_states(journal, live, [*steps, Step(0, ())])
+            dead = killed(live, Path(name, "dead"))
+        if mix:
+            (dead / "files" / FILE).write_bytes(torn(states, mix))
+        else:
+            (dead / "files" / FILE).unlink()
+        with Archive.open(dead) as archive:
+            assert_shows(archive, story)
+
+
+def test_pages_of_versions_go_on_where_they_ended(closed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client.history, "PAGE_ROWS", 7)
+    with Archive.open(closed) as archive:
+        assert [snapshot.version.seq for snapshot in archive.versions(FILE)] == list(range(1, 43))
+
+
+def test_reading_a_closed_directory_leaves_nothing_in_it(closed: Path) -> None:
+    def listing() -> list[tuple[str, int, int]]:
+        return sorted((str(path), path.stat().st_mtime_ns, path.stat().st_size) for path in closed.rglob("*"))
+
+    before = listing()
+    with Archive.open(closed) as archive:
+        assert len(archive.content(FILE, 42)) == len(plain(closed))
+        assert listing() == before
+    assert listing() == before
+
+
+def test_a_client_that_starts_and_ends_meanwhile_is_seen(closed: Path) -> None:
+    with Archive.open(closed) as archive:
+        assert archive.head(FILE).seq == 42
+        journal, _ = Journal.open(closed, "memory")
+        with closing(journal):
+            story = Story("new.txt")
+            journal.write(story.write("one"))
+            assert archive.content("new.txt", 1) == b"one\n"
+        assert archive.content("new.txt", 1) == b"one\n"
+        journal, _ = Journal.open(closed, "memory")
+        with closing(journal):
+            journal.write(story.write("two"))
+        assert archive.content("new.txt", 2) == b"one\ntwo\n"
+
+
+_STRANGER = """
+import os, sys
+from pathlib import Path
+from client.history import Archive
+if os.geteuid() == 0:
+    os.setgid(65534)
+    os.setuid(65534)
+with Archive.open(Path(sys.argv[1])) as archive:
+    os.write(1, archive.content(sys.argv[2], int(sys.argv[3])))
+"""
+
+
+def shown_to_a_stranger(directory: Path) -> bytes:
+    """Return version 1, read by a process that may not write there; root's rights it gives up."""
+    directory.chmod(0o555)
+    command = [sys.executable, "-P", "-c", _STRANGER, str(directory), FILE, "1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    shown = subprocess.run(command, capture_output=True, env=environment, check=False)
+    directory.chmod(0o755)
+    assert shown.stderr == b""
+    return shown.stdout
+
+
+def test_a_stranger_who_may_not_write_there_can_read() -> None:
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        live = Path(name, "live")
+        journal, _ = Journal.open(live, "memory")
+        with closing(journal):
+            story = tell(journal, [Step(0, (Edit("write", "one"), Edit("update", "two")))])
+            wanted = story.contents[1]
+            assert shown_to_a_stranger(live) == wanted
+            dead = killed(live, Path(name, "dead"))
+        assert shown_to_a_stranger(live) == wanted
+        assert shown_to_a_stranger(dead) == wanted
+        (dead / "journal-shm").unlink()  # as if only the journal and its WAL had been copied to where it lies
+        assert shown_to_a_stranger(dead) == wanted
+
+
+def test_a_reader_beside_a_busy_writer_sees_only_what_was_true(tmp_path: Path) -> None:
+    chance, story = Random(3), Story()
+    changes, allowed = [], {0: {b""}}
+    for number in range(1500):
+        edits = [
+            Edit(chance.choice(("write", "update", "restore", "replace")), f"{number}", chance.randrange(10**6))
+            for _ in range(chance.choice((1, 1, 1, 2)))
+        ]
+        changes.append(story.change(*edits, back=chance.choice((0, 0, 0, 0, 3))))
+        for seq in range(max(story.head - 5, 0), story.head + 1):
+            allowed.setdefault(seq, set()).add(story.contents[seq])
+    journal, _ = Journal.open(tmp_path, "memory")
+    failures: list[BaseException] = []
+
+    def write_all() -> None:
+        try:
+            for change in changes:
+                journal.write(change)
+        except BaseException as error:  # noqa: BLE001 -- it is told below
+            failures.append(error)
+
+    with closing(journal), syncing_every(16):
+        journal.write(changes.pop(0))
+        writer = threading.Thread(target=write_all)
+        with Archive.open(tmp_path) as archive:
+            writer.start()
+            looks = 0
+            while writer.is_alive() or looks < 200:
+                head = archive.head(FILE).seq
+                seq = chance.randint(max(0, head - chance.choice((3, 1000))), head)
+                try:
+                    content = archive.content(FILE, seq)
+                except NoVersion:
+                    continue  # it was taken back meanwhile
+                assert content in allowed[seq], seq
+                looks += 1
+            writer.join()
+        assert failures == []
+    with Archive.open(tmp_path) as archive:
+        assert_shows(archive, story)
+
+
+@pytest.mark.parametrize("meanwhile", ["update", "undo", "undo and sync"])
+def test_a_file_that_changes_under_a_reading_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    journal, _ = Journal.open(tmp_path, "memory")
+    with closing(journal), Archive.open(tmp_path) as archive, syncing_every(1):
+        story = tell(journal, [Step(0, (Edit("write", "one"),)), *[Step(0, (Edit("write", "two"),))] * 3])
+        wanted = story.contents[2]
+        read, readings = Archive._file_bytes, 0
+
+        def read_late(archive: Archive, file: str, start: int, stop: int) -> bytes:
+            nonlocal readings
+            readings += 1
+            if readings == 1:
+                if meanwhile == "update":
+                    journal.write(story.change(Edit("replace", "X", 1)))
+                else:
+                    journal.write(story.change(back=2))
+                    journal.write(story.change(Edit("write", "three"), Edit("write", "four")))
+                if meanwhile == "undo and sync":
+                    journal.write(story.write("five"))
+                    journal.write(story.write("six"))
+            return read(archive, file, start, stop)
+
+        monkeypatch.setattr(Archive, "_file_bytes", read_late)
+        assert archive.content(FILE, 2) == wanted
+        assert readings > 1 or meanwhile == "update"
+
+
+# What there is not
+
+
+def test_what_there_is_not_is_named(closed: Path, tmp_path: Path) -> None:
+    with pytest.raises(NoArchive, match="no client's data directory"):
+        Archive.open(tmp_path / "nowhere")
+    with Archive.open(closed) as archive:
+        with pytest.raises(NoFile, match="no versions of other"):
+            archive.content("other.txt", 0)
+        with pytest.raises(NoFile):
+            archive.versions("other.txt")
+        with pytest.raises(NoFile):
+            archive.head("other.txt")
+        with pytest.raises(NoVersion, match=r"^notes.txt has versions 0 to 42, not 43$"):
+            archive.content(FILE, 43)
+
+
+def _write_garbage(path: Path) -> None:
+    path.write_bytes(b"x" * 5000)
+
+
+def _write_newer(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("PRAGMA application_id = 0x4C53544A")
+        database.execute("PRAGMA user_version = 2")
+
+
+def _write_foreign(path: Path) -> None:
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("CREATE TABLE mine (a)")
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (_write_garbage, "not a Lockstep journal"),
+        (_write_newer, "format 2"),
+        (_write_foreign, "another program"),
+        (Path.touch, "is empty"),
+        (Path.mkdir, "no client's data directory"),
+    ],
+)
+def test_what_is_no_journal_is_refused(tmp_path: Path, make: Callable[[Path], None], problem: str) -> None:
+    make(tmp_path / "journal")
+    with pytest.raises(NoArchive, match=problem):
+        Archive.open(tmp_path)
+
+
+def test_a_damaged_journal_is_told(closed: Path) -> None:
+    with closing(sqlite3.connect(closed / "journal")) as database, database:
+        database.execute("DELETE FROM ops WHERE key & 1023 BETWEEN 20 AND 23")
+    (closed / "files" / FILE).unlink()
+    with Archive.open(closed) as archive, pytest.raises(HistoryError, match="damaged"):
+        archive.content(FILE, 30)
+
+
+@pytest.mark.parametrize(
+    ("text", "file", "seq"), [("notes.txt@42", "notes.txt", 42), ("a@b/c@0", "a@b/c", 0), ("x@007", "x", 7)]
+)
+def test_a_version_name_is_read(text: str, file: str, seq: int) -> None:
+    assert parse_version_name(text) == VersionName(file, seq)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "notes.txt", "notes.txt@", "@3", "notes.txt@-1", "notes.txt@³", "../x@1", "a\n@1", "a@" + "9" * 5000]
+)
+def test_what_names_no_version_is_refused(text: str) -> None:
+    with pytest.raises(HistoryError, match=r"FILE@SEQ|names no version"):
+        parse_version_name(text)
+
+
+# Differences
+
+
+def patched(old: bytes, lines: list[bytes]) -> bytes:
+    """Apply a unified diff, believing each of its line numbers."""
+    source = old.splitlines(keepends=True)
+    result: list[bytes] = []
+    taken = 0
+    for line in lines:
+        if line.startswith(b"@@"):
+            start, _, count = line.split()[1][1:].partition(b",")
+            first = int(start) - (count != b"0")
+            result += source[taken:first]
+            taken = first
+        elif line.startswith((b"---", b"+++")) and not result and not taken and line.rstrip()[-2:-1] in b"@0123456789":
+            continue
+        elif line[:1] in b" -":
+            assert source[taken] == line[1:]
+            taken += 1
+            result += [line[1:]] if line[:1] == b" " else []
+        else:
+            result.append(line[1:])
+    return b"".join(result + source[taken:])
+
+
+@UNHURRIED
+@given(steps=STEPS, first=st.integers(0, 60), second=st.integers(0, 60))
+def test_a_diff_turns_one_version_into_the_other(steps: list[Step], first: int, second: int) -> None:
+    lines = [Step(step.back, tuple(edit for edit in step.edits if edit.verb != "replace")) for step in steps]
+    with tempfile.TemporaryDirectory() as name:
+        journal, _ = Journal.open(Path(name), "memory")
+        with closing(journal):
+            story = tell(journal, [*lines, Step(0, ())])
+            first, second = first % (story.head + 1), second % (story.head + 1)
+            with Archive.open(Path(name)) as archive:
+                found = list(diff(archive, VersionName(FILE, first), VersionName(FILE, second)))
+    old, new = story.contents[first], story.contents[second]
+    assert bool(found) == (old != new)
+    assert found[:2] == ([f"--- {FILE}@{first}\n".encode(), f"+++ {FILE}@{second}\n".encode()] if found else [])
+    assert patched(old, found[2:]) == new
+
+
+def test_a_diff_reads_as_people_know_it(closed: Path) -> None:
+    journal, _ = Journal.open(closed, "memory")
+    with closing(journal):
+        story = Story("b.txt")
+        journal.write(story.change(*[Edit("write", word) for word in ("one", "two", "three", "four", "five")]))
+        journal.write(story.change(Edit("update", "six"), Edit("write", "seven")))
+        journal.write(story.change(Edit("replace", "no newline", 8)))
+    with Archive.open(closed) as archive:
+        assert b"".join(diff(archive, VersionName("b.txt", 5), VersionName("b.txt", 7))).decode() == (
+            "--- b.txt@5\n+++ b.txt@7\n@@ -2,4 +2,5 @@\n two\n three\n four\n-five\n+five --- six\n+seven\n"
+        )
+        assert b"".join(diff(archive, VersionName("b.txt", 2), VersionName("b.txt", 8))).decode() == (
+            "--- b.txt@2\n+++ b.txt@8\n@@ -1,2 +1,3 @@\n one\n two\n+no newline\n\\ No newline at end of file\n"
+        )
+        other = b"".join(diff(archive, VersionName("b.txt", 1), VersionName(FILE, 1))).decode()
+        assert other == f"--- b.txt@1\n+++ {FILE}@1\n@@ -1 +1 @@\n-one\n+line 1\n"
+
+
+def test_a_diff_of_neighbours_in_a_large_file_compares_few_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal, _ = Journal.open(tmp_path, "memory")
+    with closing(journal):
+        story = Story()
+        journal.write(story.change(Edit("replace", "a line like any other\n" * 100_000), Edit("update", "new")))
+    compared = []
+    difference = client.diff.difflib.diff_bytes  # type: ignore[attr-defined]
+
+    def counted(kind: object, old: list[bytes], new: list[bytes], *names: bytes, n: int) -> object:
+        compared.append(len(old) + len(new))
+        return difference(kind, old, new, *names, n=n)
+
+    monkeypatch.setattr("client.diff.difflib.diff_bytes", counted)
+    with Archive.open(tmp_path) as archive:
+        lines = list(diff(archive, VersionName(FILE, 1), VersionName(FILE, 2)))
+    assert lines[2] == b"@@ -99997,4 +99997,4 @@\n"
+    assert compared == [8]
+
+
+def test_versions_agree_without_being_read(closed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Database, "blob", None)
+    with Archive.open(closed) as archive:
+        assert archive.agreed_bytes(FILE, 42, 2) == len(b"line 1\nline 2\n")
+        assert archive.agreed_bytes(FILE, 0, 42) == 0

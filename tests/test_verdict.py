@@ -1,0 +1,1277 @@
+"""The verdict: a good run passes every property, and each damage is caught by its property, at its place."""
+
+import json
+import shutil
+import sqlite3
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from client.effects import Persist
+from client.journal import Journal as ReplicaJournal
+from common.clock import Clock, concurrent, merge, tick
+from common.eventlog import HEADER, Event, format_event
+from common.grantlog import GrantEvent, GrantLine, format_grant
+from common.records import EMPTY, Record, Version, splice
+from common.tokens import format_token, make_token
+from common.wire import version_after
+from scripts import checker
+from scripts.verdict import history
+from scripts.verdict.causality import concurrent_pairs
+from scripts.verdict.evidence import (
+    Asked,
+    Client,
+    EventLine,
+    Evidence,
+    Flaw,
+    Grants,
+    Journal,
+    LockLine,
+    Snapshots,
+)
+from scripts.verdict.facts import gather
+from scripts.verdict.finding import Finding
+from scripts.verdict.load import NoRun, open_run
+from scripts.verdict.properties import PROPERTIES, judge
+
+Verb = Literal["read", "write", "update", "restore"]
+NAMES = ("client-0", "client-1", "client-2")
+NOTES, PLANS = "notes.txt", "deep/plans.txt"
+
+
+# A group of clients, by hand
+
+
+@dataclass
+class Replica:
+    """A client of the model."""
+
+    name: str
+    clock: Clock = field(default_factory=dict)
+    lines: list[EventLine] = field(default_factory=list)
+    records: dict[str, list[Record]] = field(default_factory=dict)
+    hashes: dict[str, list[bytes]] = field(default_factory=dict)
+    ops: int = 0
+
+    def version(self, file: str) -> Version:
+        if not self.records.get(file):
+            return EMPTY
+        newest = self.records[file][-1]
+        return Version(newest.seq, newest.token, self.hashes[file][-1])
+
+
+@dataclass
+class Doing:
+    """An op between its grant and its release."""
+
+    replica: Replica
+    verb: Verb
+    file: str
+    token: int
+    record: Record | None
+    waiting: list[Replica]
+
+
+class Group:
+    """lockd and its clients as a plain model: every rule of the op path, nothing that could fail."""
+
+    def __init__(self, *names: str) -> None:
+        self.replicas = [Replica(name) for name in names or NAMES]
+        self.locks: list[LockLine] = []
+        self.held: dict[str, list[Doing]] = {}
+        self.writers: dict[str, Clock] = {}
+        self.readers: dict[str, Clock] = {}
+        self.time_us = 1_800_000_000_000_000
+        self.counter = 0
+        self.done = 0
+
+    def begin(self, index: int, verb: Verb, file: str = NOTES, text: str = "", of: int = 0) -> Doing:
+        """Grant the lock, tick, log and apply at the author."""
+        replica = self.replicas[index]
+        assert not self.held.get(file) or all(d.verb == verb == "read" for d in self.held[file])
+        self.counter += 1
+        self.done += 1
+        replica.ops += 1
+        of = of if verb == "restore" else 0
+        doing = Doing(replica, verb, file, make_token(1, self.counter), None, [])
+        self.held.setdefault(file, []).append(doing)
+        self._lock_line("grant", doing)
+        clock = merge(replica.clock, self.writers.get(file, {}))
+        if verb != "read":
+            clock = merge(clock, self.readers.get(file, {}))
+        clock = tick(clock, replica.name)
+        head, op_id = replica.version(file), f"{replica.name}:{replica.ops}"
+        replica.records.setdefault(file, [])
+        replica.hashes.setdefault(file, [])
+        if verb == "read":
+            self._log(replica, clock, verb, file, op_id, head, token=doing.token)
+            return doing
+        content = replay(replica.records[file])
+        if verb == "restore":
+            offset, inserted = 0, replay(replica.records[file][:of])
+        else:
+            offset, inserted = splice(verb, text, len(content))
+        doing.record = Record(head.seq + 1, doing.token, op_id, verb, offset, inserted, clock, self.time_us + 1, of)
+        more = (("of", str(of)),) if verb == "restore" else (("text", text),)
+        version = version_after(head, doing.record)
+        snapshot = ("snapshot", f"{file}@{version.seq}")
+        self._log(replica, clock, verb, file, op_id, version, snapshot, *more, token=doing.token)
+        self._keep(replica, file, doing.record)
+        doing.waiting = [other for other in self.replicas if other is not replica]
+        return doing
+
+    def apply(self, doing: Doing, replica: Replica) -> None:
+        """Have one replica take the op in."""
+        assert doing.record is not None
+        doing.waiting.remove(replica)
+        self._keep(replica, doing.file, doing.record)
+        clock = tick(merge(replica.clock, doing.record.clock), replica.name)
+        version, origin = replica.version(doing.file), ("from", doing.replica.name)
+        self._log(replica, clock, "apply", doing.file, doing.record.id, version, origin, token=doing.token)
+
+    def end(self, doing: Doing) -> None:
+        """Have the rest take the op in, and release the lock."""
+        for replica in list(doing.waiting):
+            self.apply(doing, replica)
+        self.held[doing.file].remove(doing)
+        self._lock_line("release", doing)
+        if doing.verb == "read":
+            self.readers[doing.file] = merge(self.readers.get(doing.file, {}), doing.replica.clock)
+        else:
+            self.writers[doing.file] = merge(self.writers.get(doing.file, {}), doing.replica.clock)
+            self.readers[doing.file] = {}
+
+    def do(self, index: int, verb: Verb, file: str = NOTES, text: str = "", of: int = 0) -> None:
+        """Do a whole op."""
+        self.end(self.begin(index, verb, file, text, of))
+
+    def evidence(self, *, by_hand: bool = False) -> Evidence:
+        """Return what the run has left so far."""
+        files = tuple(sorted({file for replica in self.replicas for file in replica.records}))
+        asked = None if by_hand else Asked(len(self.replicas), self.done, files)
+        return Evidence(
+            [self._client(replica) for replica in self.replicas],
+            Grants("lockd/grants.log", self.locks),
+            asked,
+        )
+
+    def _client(self, replica: Replica) -> Client:
+        return Client(
+            replica.name,
+            replica.lines,
+            {file: Journal(records, replica.hashes[file]) for file, records in replica.records.items()},
+            {file: replay(records) for file, records in replica.records.items()},
+            Snapshots(
+                {file: len(records) for file, records in replica.records.items()},
+                lambda file, seq: replay(replica.records[file][:seq]),
+            ),
+            replica.name,
+        )
+
+    def _keep(self, replica: Replica, file: str, record: Record) -> None:
+        version = version_after(replica.version(file), record)
+        replica.records.setdefault(file, []).append(record)
+        replica.hashes.setdefault(file, []).append(version.hash)
+
+    def _log(
+        self,
+        replica: Replica,
+        clock: Clock,
+        verb: str,
+        file: str,
+        op_id: str,
+        version: Version,
+        *more: tuple[str, str],
+        token: int,
+    ) -> None:
+        self.time_us += 1
+        replica.clock = clock
+        values = {"file": file, "id": op_id, "token": format_token(token), "seq": str(version.seq)}
+        values |= {"hash": version.hash.hex()[:12], **dict(more)}
+        event = Event(self.time_us, replica.name, clock, verb, values)
+        replica.lines.append(EventLine(len(replica.lines) + 3, event))
+
+    def _lock_line(self, event: GrantEvent, doing: Doing) -> None:
+        mode = "shared" if doing.verb == "read" else "exclusive"
+        line = GrantLine(self.time_us, event, doing.file, mode, doing.token, doing.replica.name)
+        self.locks.append(LockLine(len(self.locks) + 1, line))
+
+
+def replay(records: list[Record]) -> bytes:
+    content = b""
+    for record in records:
+        content = content[: record.offset] + record.inserted
+    return content
+
+
+def good_group() -> Group:
+    """Three clients, two files, every verb, two reads at a time, and ops on two files at a time.
+
+    client-0's log:  3 write notes 1 · 4 apply notes 2 · 5 read notes 2 · 6 apply notes 3 · 7 update notes 4 ·
+    8 apply plans 1 · 9 apply notes 5 · 10 write plans 2; the others' follow from that.
+    """
+    group = Group()
+    group.do(0, "write", text="one")
+    group.do(1, "write", text='two "and" a half')
+    first, second = group.begin(0, "read"), group.begin(2, "read")
+    group.end(second)
+    group.end(first)
+    group.do(2, "update", text="three")
+    note, plan = group.begin(0, "update", text="four"), group.begin(1, "write", PLANS, "five")
+    group.end(plan)
+    group.end(note)
+    group.do(1, "restore", of=2)
+    group.do(0, "write", PLANS, "six")
+    group.do(2, "read", PLANS)
+    return group
+
+
+def found(evidence: Evidence) -> dict[str, Finding]:
+    return {finding.name: finding for finding in judge(evidence)}
+
+
+def wrong(evidence: Evidence) -> dict[str, str]:
+    return {finding.name: finding.detail for finding in judge(evidence) if not finding.ok}
+
+
+def change_line(evidence: Evidence, client: int, number: int, change: Callable[[Event], Event] | None) -> EventLine:
+    """Change a line of a client's log, or cut it out."""
+    lines = evidence.clients[client].lines
+    assert isinstance(lines, list)
+    (index,) = [index for index, line in enumerate(lines) if line.number == number]
+    line: EventLine = lines[index]
+    if change is None:
+        del lines[index]
+    else:
+        lines[index] = replace(line, event=change(line.event))
+    return line
+
+
+def with_values(**values: str) -> Callable[[Event], Event]:
+    return lambda event: replace(event, values={**event.values, **values})
+
+
+def change_client(evidence: Evidence, index: int, changed: Client) -> Evidence:
+    clients = list(evidence.clients)
+    clients[index] = changed
+    return replace(evidence, clients=clients)
+
+
+def change_record(evidence: Evidence, client: int, file: str, seq: int, **changes: object) -> None:
+    records = evidence.clients[client].journals[file].records
+    assert isinstance(records, list)
+    records[seq - 1] = replace(records[seq - 1], **changes)
+
+
+def lock_lines(evidence: Evidence) -> list[LockLine]:
+    assert evidence.grants is not None and isinstance(evidence.grants.lines, list)
+    return evidence.grants.lines
+
+
+# Good runs
+
+
+def test_a_good_run_passes_every_property() -> None:
+    findings = judge(good_group().evidence())
+    assert [finding.name for finding in findings if finding.ok] == list(PROPERTIES), findings
+    assert found(good_group().evidence())["complete"].detail == "10 of 10 ops by 3 clients, each once"
+    assert "1 of 21 pairs of ops on different files" in found(good_group().evidence())["clocks"].detail
+
+
+def test_a_good_run_by_hand_passes_and_states_its_ops() -> None:
+    evidence = replace(good_group().evidence(by_hand=True), grants=None)
+    assert wrong(evidence) == {}
+    asked = good_group().evidence().asked
+    assert wrong(replace(evidence, asked=asked)) == {"tokens": "lockd/grants.log: it is missing"}
+    assert found(evidence)["complete"].detail == "10 ops by 3 clients, each once"
+    assert "no grants.log" in found(evidence)["tokens"].detail
+
+
+def test_a_run_without_an_op_passes() -> None:
+    assert wrong(Group().evidence(by_hand=True)) == {}
+
+
+def test_reads_before_the_first_change_pass() -> None:
+    group = Group()
+    group.do(0, "read")
+    group.do(1, "write", text="one")
+    group.do(2, "read")
+    assert wrong(group.evidence()) == {}
+
+
+@st.composite
+def groups(draw: st.DrawFn) -> Group:
+    """Draw a run: ops of idle clients on files whose locks are free, their applies in any order."""
+    group = Group(*[f"client-{index}" for index in range(draw(st.integers(1, 4)))])
+    doing: list[Doing] = []
+    for _ in range(draw(st.integers(0, 40))):
+        goes_on: bool = draw(st.booleans())
+        if doing and goes_on:
+            op = draw(st.sampled_from(doing))
+            if op.waiting:
+                group.apply(op, draw(st.sampled_from(op.waiting)))
+            else:
+                doing.remove(op)
+                group.end(op)
+            continue
+        index = draw(st.integers(0, len(group.replicas) - 1))
+        file = draw(st.sampled_from(["a", "b", "c"]))
+        verb: Verb = draw(st.sampled_from(["read", "write", "update", "restore"]))
+        if any(op.replica is group.replicas[index] for op in doing):
+            continue
+        if any(op.file == file and (op.verb, verb) != ("read", "read") for op in doing):
+            continue
+        seq = group.replicas[index].version(file).seq
+        doing.append(group.begin(index, verb, file, draw(st.text("xyz é", max_size=5)), seq // 2))
+    for op in doing:
+        group.end(op)
+    return group
+
+
+@settings(max_examples=150, deadline=None)
+@given(groups())
+def test_any_good_run_passes(group: Group) -> None:
+    assert wrong(group.evidence()) == {}
+
+
+@settings(max_examples=50, deadline=None)
+@given(groups())
+def test_concurrent_pairs_are_counted_as_by_comparing_all(group: Group) -> None:
+    ops = gather(group.evidence()).ops
+    pairs = [(one, two) for i, one in enumerate(ops) for two in ops[:i] if one.file != two.file]
+    expected = sum(concurrent(one.clock, two.clock) for one, two in pairs)
+    assert concurrent_pairs(ops) == (expected, len(pairs))
+    for i, one in enumerate(ops):
+        for two in ops[:i]:
+            if one.file == two.file and (one.verb, two.verb) != ("read", "read"):
+                assert not concurrent(one.clock, two.clock)
+
+
+# 1. complete
+
+
+def test_a_missing_op_is_caught() -> None:
+    evidence = good_group().evidence()
+    assert evidence.asked is not None
+    more = replace(evidence, asked=replace(evidence.asked, ops=11))
+    assert wrong(more) == {"complete": "run.json: only 10 of 11 ops were done (client-0 4, client-1 3, client-2 3)"}
+    fewer = replace(evidence, asked=replace(evidence.asked, ops=8))
+    assert wrong(fewer)["complete"].startswith("run.json: 10 of 8 ops were done")
+
+
+def test_an_op_done_twice_is_caught() -> None:
+    evidence = good_group().evidence()
+    change_line(evidence, 0, 5, with_values(id="client-0:1"))
+    assert wrong(evidence) == {
+        "complete": "client-0/events.log:5: the op client-0:1 is done a second time, after client-0/events.log:3"
+    }
+
+
+def test_anothers_op_is_caught() -> None:
+    evidence = good_group().evidence()
+    change_line(evidence, 0, 5, with_values(id="client-9:1"))
+    assert wrong(evidence)["complete"].startswith("client-0/events.log:5: client-0 did the op client-9:1")
+
+
+def test_an_op_on_another_file_is_caught() -> None:
+    evidence = good_group().evidence()
+    assert evidence.asked is not None
+    evidence = replace(evidence, asked=replace(evidence.asked, files=(NOTES,)))
+    assert list(wrong(evidence)) == ["complete"]
+    assert "deep/plans.txt, which run.json does not name" in wrong(evidence)["complete"]
+
+
+def test_a_client_that_died_is_reported() -> None:
+    evidence = good_group().evidence()
+    assert evidence.asked is not None
+    died = replace(evidence, asked=replace(evidence.asked, ops=12, left=("client-2",)))
+    assert wrong(died) == {"complete": "run.json: client-2 died or left early; 10 of 12 ops were done"}
+
+
+def test_a_run_that_the_user_stopped_may_be_short() -> None:
+    evidence = good_group().evidence()
+    assert evidence.asked is not None
+    asked = replace(evidence.asked, ops=12, finished=False, stopped=True)
+    assert wrong(replace(evidence, asked=asked)) == {}
+    assert found(replace(evidence, asked=asked))["complete"].detail == "10 of 12 ops; stopped by the user"
+
+
+def test_a_run_that_never_finished_is_caught() -> None:
+    evidence = good_group().evidence()
+    assert evidence.asked is not None
+    unfinished = replace(evidence, asked=replace(evidence.asked, finished=False))
+    assert list(wrong(unfinished)) == ["complete"]
+    short = replace(evidence, asked=replace(evidence.asked, clients=4))
+    assert wrong(short) == {"complete": "run.json: 4 clients asked for, 3 left a data directory"}
+
+
+# 2. tokens
+
+
+def test_tokens_that_do_not_rise_are_caught() -> None:
+    evidence = good_group().evidence()
+    lines = lock_lines(evidence)
+    first, third = lines[0], lines[2]
+    lines[0] = replace(first, line=replace(first.line, token=third.line.token))
+    lines[2] = replace(third, line=replace(third.line, token=first.line.token))
+    assert wrong(evidence)["tokens"].startswith("lockd/grants.log:2: release of notes.txt under 1.1")
+    del lines[1]
+    assert wrong(evidence)["tokens"] == ("lockd/grants.log:3: the token 1.1 is not larger than 1.2 before it")
+
+
+@pytest.mark.parametrize("mode", ["exclusive", "shared"])
+def test_overlapping_holds_are_caught(mode: str) -> None:
+    evidence = good_group().evidence()
+    lines = lock_lines(evidence)
+    if mode == "exclusive":
+        del lines[1]  # the release of the first write
+        expected = (
+            "lockd/grants.log:3: notes.txt is granted to client-1, exclusive, "
+            "while client-0 holds it under 1.1, exclusive"
+        )
+    else:
+        (index,) = [i for i, entry in enumerate(lines) if entry.line.token == make_token(1, 3)][1:]
+        del lines[index]  # the release of the first read
+        expected = (
+            f"lockd/grants.log:{index + 2}: notes.txt is granted to client-2, exclusive, "
+            "while client-0 holds it under 1.3, shared"
+        )
+    assert wrong(evidence) == {"tokens": expected}
+
+
+def test_a_release_of_what_is_not_held_is_caught() -> None:
+    evidence = good_group().evidence()
+    lines = lock_lines(evidence)
+    again = replace(lines[1], number=3)
+    lines.insert(2, again)
+    assert wrong(evidence)["tokens"] == ("lockd/grants.log:3: release of notes.txt under 1.1, which was let go before")
+    lines[2] = replace(again, line=replace(again.line, event="expiry", token=make_token(1, 99)))
+    assert wrong(evidence)["tokens"].endswith("expiry of notes.txt under 1.99, which was never granted")
+
+
+def test_a_release_by_another_client_is_caught() -> None:
+    evidence = good_group().evidence()
+    lines = lock_lines(evidence)
+    lines[1] = replace(lines[1], line=replace(lines[1].line, client="client-2"))
+    assert wrong(evidence)["tokens"].startswith("lockd/grants.log:2: release by client-2, exclusive, of what")
+
+
+def test_a_hold_may_be_open_at_the_end() -> None:
+    evidence = good_group().evidence()
+    lock_lines(evidence).pop()
+    assert wrong(evidence) == {}
+
+
+def test_an_op_under_anothers_token_is_caught() -> None:
+    evidence = good_group().evidence()
+    lines = lock_lines(evidence)
+    for index in (0, 1):
+        lines[index] = replace(lines[index], line=replace(lines[index].line, client="client-2"))
+    assert wrong(evidence) == {
+        "tokens": "client-0/events.log:3: client-0 used the token 1.1 on notes.txt, "
+        "but it was granted to client-2 on notes.txt"
+    }
+
+
+def test_a_change_under_a_shared_lock_is_caught() -> None:
+    evidence = good_group().evidence()
+    lines = lock_lines(evidence)
+    for index in (0, 1):
+        lines[index] = replace(lines[index], line=replace(lines[index].line, mode="shared"))
+    assert wrong(evidence) == {"tokens": "client-0/events.log:3: a write under 1.1, which was granted shared"}
+
+
+def test_a_token_that_was_never_granted_is_caught() -> None:
+    evidence = good_group().evidence()
+    change_line(evidence, 0, 5, with_values(token="1.77"))
+    assert wrong(evidence) == {"tokens": "client-0/events.log:5: the token 1.77 was never granted"}
+
+
+def test_a_journal_whose_tokens_fall_is_caught() -> None:
+    evidence = good_group().evidence()
+    change_record(evidence, 1, NOTES, 1, token=make_token(1, 50))
+    assert wrong(evidence)["tokens"] == "client-1/journal: notes.txt@2: the token 1.2 comes after 1.50"
+
+
+def test_swapped_tokens_of_two_lines_are_caught() -> None:
+    evidence = good_group().evidence()
+    update = change_line(evidence, 0, 7, lambda event: event).event.values["token"]
+    read = change_line(evidence, 0, 5, with_values(token=update)).event.values["token"]
+    change_line(evidence, 0, 7, with_values(token=read))
+    assert set(wrong(evidence)) == {"tokens", "hash chain"}
+    assert wrong(evidence)["tokens"].startswith("client-0/events.log:5: a read under")
+
+
+def test_a_stale_read_is_caught() -> None:
+    evidence = good_group().evidence()
+    head = change_line(evidence, 0, 3, lambda event: event).event.values["hash"]
+    change_line(evidence, 0, 5, with_values(seq="1", hash=head))
+    assert wrong(evidence)["tokens"] == (
+        "client-0/events.log:5: a read under 1.3 of version 1, when 2 was there under 1.2"
+    )
+
+
+# 3. hash chain
+
+
+def test_a_changed_op_breaks_the_chain() -> None:
+    evidence = good_group().evidence()
+    change_record(evidence, 1, NOTES, 3, inserted=b" --- tHree\n")
+    assert wrong(evidence)["hash chain"] == (
+        "client-1/journal: notes.txt@3: its hash does not follow from the op and the hash before"
+    )
+
+
+def test_a_changed_hash_breaks_the_chain() -> None:
+    evidence = good_group().evidence()
+    hashes = evidence.clients[0].journals[NOTES].hashes
+    assert isinstance(hashes, list)
+    hashes[2] = bytes(16)
+    assert wrong(evidence)["hash chain"].startswith("client-0/journal: notes.txt@3: its hash does not follow")
+
+
+def test_a_missing_op_breaks_the_chain() -> None:
+    evidence = good_group().evidence()
+    for part in (evidence.clients[2].journals[NOTES].records, evidence.clients[2].journals[NOTES].hashes):
+        assert isinstance(part, list)
+        del part[1]
+    assert wrong(evidence)["hash chain"].startswith("client-2/journal: notes.txt@2: the op there has seq 3")
+
+
+def test_journals_that_disagree_are_caught() -> None:
+    evidence = good_group().evidence()
+    journal = evidence.clients[2].journals[PLANS]
+    assert isinstance(journal.records, list) and isinstance(journal.hashes, list)
+    version = EMPTY
+    for index, record in enumerate(list(journal.records)):
+        journal.records[index] = replace(record, time_us=record.time_us + 1)
+        version = version_after(version, journal.records[index])
+        journal.hashes[index] = version.hash
+    assert wrong(evidence)["hash chain"].startswith("client-2/journal: deep/plans.txt@1: its hash is ")
+    assert "but client-0 has" in wrong(evidence)["hash chain"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("hash", "0123456789ab"), ("seq", "4"), ("token", "1.1"), ("id", "client-0:1")]
+)
+def test_a_line_that_differs_from_the_journal_is_caught(key: str, value: str) -> None:
+    evidence = good_group().evidence()
+    change_line(evidence, 0, 6, with_values(**{key: value}))
+    assert wrong(evidence)["hash chain"].startswith("client-0/events.log:6: ")
+
+
+def test_a_line_of_a_version_that_nobody_has_is_caught() -> None:
+    evidence = good_group().evidence()
+    change_line(evidence, 0, 6, with_values(seq="77"))
+    assert wrong(evidence)["hash chain"] == "client-0/events.log:6: no journal has notes.txt@77"
+
+
+def test_an_undone_op_is_no_damage() -> None:
+    group = good_group()
+    replica, version = group.replicas[0], Version(6, 0, bytes(range(16)))
+    group.begin(0, "read")  # its grant stands for the op's
+    group.done -= 1
+    line = replica.lines.pop()
+    token = make_token(1, group.counter)
+    group.locks[-1] = replace(group.locks[-1], line=replace(group.locks[-1].line, mode="exclusive"))
+    replica.clock = dict(line.event.clock)
+    for clock, verb in ((replica.clock, "write"), (tick(replica.clock, "client-0"), "undo")):
+        group._log(replica, clock, verb, NOTES, "client-0:5", version, ("from", "client-0"), token=token)
+    assert wrong(group.evidence()) == {}
+    assert found(group.evidence())["complete"].detail.endswith("each once, 1 undone")
+
+
+# 4. replay
+
+
+def test_a_changed_byte_of_a_replica_is_caught() -> None:
+    evidence = good_group().evidence()
+    client = evidence.clients[1]
+    content = client.files[NOTES]
+    changed = content[:5] + b"X" + content[6:]
+    evidence = change_client(evidence, 1, replace(client, files={**client.files, NOTES: changed}))
+    assert wrong(evidence) == {
+        "replay": "client-1/files/notes.txt: differs from version 5 replayed, first at byte 5, line 2"
+    }
+
+
+def test_a_missing_file_is_caught_unless_it_is_empty() -> None:
+    group = good_group()
+    group.do(0, "read", "empty.txt")
+    evidence = group.evidence()
+    assert wrong(evidence) == {}
+    client = evidence.clients[2]
+    evidence = change_client(evidence, 2, replace(client, files={}))
+    assert wrong(evidence)["replay"].startswith("client-2/files/deep/plans.txt: it is missing; version 2 has")
+
+
+def test_an_extra_file_is_caught() -> None:
+    evidence = good_group().evidence()
+    client = evidence.clients[2]
+    evidence = change_client(evidence, 2, replace(client, files={**client.files, "notes.txt~": b""}))
+    assert wrong(evidence) == {"replay": "client-2/files/notes.txt~: no op made this file"}
+
+
+def behind(evidence: Evidence, index: int) -> Evidence:
+    """Take the newest op on PLANS away from a client, with its line."""
+    client = evidence.clients[index]
+    journal = client.journals[PLANS]
+    assert isinstance(journal.records, list) and isinstance(journal.hashes, list)
+    journal.records.pop()
+    journal.hashes.pop()
+    lines = [line for line in client.lines if line.event.values["file"] != PLANS or line.event.values["seq"] == "1"]
+    assert client.snapshots is not None
+    snapshots = replace(client.snapshots, newest={**client.snapshots.newest, PLANS: 1})
+    files = {**client.files, PLANS: replay(journal.records)}
+    return change_client(evidence, index, replace(client, lines=lines, files=files, snapshots=snapshots))
+
+
+def test_a_replica_that_is_behind_is_named() -> None:
+    evidence = behind(good_group().evidence(), 2)
+    assert evidence.asked is not None
+    assert wrong(evidence)["replay"] == "client-2/journal: behind: deep/plans.txt is at version 1 of 2"
+    left = replace(evidence, asked=replace(evidence.asked, left=("client-2",)))
+    assert list(wrong(left)) == ["complete"]
+    assert found(left)["replay"].detail.endswith("; client-2 is behind (deep/plans.txt@1 of 2)")
+    assert wrong(replace(evidence, asked=None)) == {}
+
+
+def test_a_client_that_died_with_an_op_nobody_heard_of_is_named() -> None:
+    group = good_group()
+    group.begin(2, "write", text="lost")
+    evidence = group.evidence()
+    assert evidence.asked is not None
+    left = replace(evidence, asked=replace(evidence.asked, left=("client-2",)))
+    assert list(wrong(left)) == ["complete"]
+    assert found(left)["replay"].detail.endswith("; client-2 is behind (notes.txt@6 is unknown to the others)")
+
+
+def test_an_op_that_is_not_what_it_says_is_caught() -> None:
+    evidence = good_group().evidence()
+    change_line(evidence, 0, 3, with_values(text="won"))
+    assert wrong(evidence) == {"replay": "client-0/events.log:3: text=won, but the journals have one"}
+    evidence = good_group().evidence()
+    for index in range(3):
+        change_record(evidence, index, NOTES, 5, inserted=b"else\n")
+    assert "client-1/events.log" in wrong(evidence)["replay"]
+    assert wrong(evidence)["replay"].endswith("it does not bring version 2 back")
+    evidence = good_group().evidence()
+    for index in range(3):
+        change_record(evidence, index, NOTES, 2, offset=99)
+    assert wrong(evidence)["replay"] == "client-0/journal: notes.txt@2: it starts at byte 99 of 4"
+
+
+# 5. snapshots
+
+
+def show_wrongly(client: Client, wrong_seq: int) -> Client:
+    shown = client.snapshots
+    assert shown is not None
+
+    def content(file: str, seq: int) -> bytes:
+        return shown.content(file, seq) if seq != wrong_seq else b"else\n"
+
+    return replace(client, snapshots=replace(shown, content=content))
+
+
+def test_a_wrong_snapshot_is_caught() -> None:
+    evidence = good_group().evidence()
+    evidence = change_client(evidence, 1, show_wrongly(evidence.clients[1], 3))
+    assert list(wrong(evidence)) == ["snapshots"]
+    assert wrong(evidence)["snapshots"].startswith("client-1/snapshots: notes.txt@3 differs from version 3")
+
+
+def test_a_snapshot_that_cannot_be_shown_is_caught() -> None:
+    evidence = good_group().evidence()
+    client = evidence.clients[1]
+    assert client.snapshots is not None
+
+    def content(file: str, seq: int) -> bytes:
+        raise ValueError("a page is gone")
+
+    evidence = change_client(evidence, 1, replace(client, snapshots=replace(client.snapshots, content=content)))
+    assert wrong(evidence) == {"snapshots": "client-1/snapshots: deep/plans.txt@1 cannot be shown: a page is gone"}
+
+
+def test_snapshots_that_end_early_are_caught() -> None:
+    evidence = good_group().evidence()
+    client = evidence.clients[1]
+    assert client.snapshots is not None
+    shown = replace(client.snapshots, newest={PLANS: 2})
+    evidence = change_client(evidence, 1, replace(client, snapshots=shown))
+    assert wrong(evidence) == {"snapshots": "client-1/snapshots: notes.txt is shown up to version 0, the journal has 5"}
+
+
+def test_a_line_that_names_another_snapshot_is_caught() -> None:
+    evidence = good_group().evidence()
+    change_line(evidence, 0, 3, with_values(snapshot="notes.txt@2"))
+    assert wrong(evidence) == {"snapshots": "client-0/events.log:3: snapshot=notes.txt@2, but the op is at notes.txt@1"}
+
+
+def test_of_a_long_history_a_sample_is_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(history, "SNAPSHOT_BYTES_MAX", 100)
+    group = Group("client-0", "client-1")
+    for number in range(500):
+        group.do(number % 2, "write", text=str(number))
+    evidence = group.evidence()
+    assert found(evidence)["snapshots"].detail.startswith("253 of 1000 versions shown (a sample)")
+    for seq in (1, 500):
+        damaged = change_client(evidence, 1, show_wrongly(evidence.clients[1], seq))
+        assert list(wrong(damaged)) == ["snapshots"]
+
+
+# 6. clocks
+
+
+def test_a_cut_line_is_caught() -> None:
+    for number in range(3, 10):
+        evidence = good_group().evidence()
+        change_line(evidence, 0, number, None)
+        expected = f"client-0/events.log:{number + 1}: client-0 counts {number - 1} where {number - 2} is next"
+        assert wrong(evidence)["clocks"] == expected
+
+
+def test_a_cut_last_line_is_caught() -> None:
+    for index in range(3):
+        evidence = good_group().evidence()
+        last = evidence.clients[index].lines[-1]
+        change_line(evidence, index, last.number, None)
+        assert wrong(evidence), last
+
+
+def with_clock(**changes: int) -> Callable[[Event], Event]:
+    """Set components of a clock; `client_0` stands for client-0, and 0 takes it out."""
+
+    def change(event: Event) -> Event:
+        clock = {**event.clock, **{host.replace("_", "-"): count for host, count in changes.items()}}
+        return replace(event, clock={host: count for host, count in clock.items() if count})
+
+    return change
+
+
+def test_a_clock_that_falls_back_is_caught() -> None:
+    evidence = good_group().evidence()
+    change_line(evidence, 0, 6, with_clock(client_1=1))
+    assert wrong(evidence)["clocks"].startswith("client-0/events.log:6: the clock falls back from 2 to 1")
+
+
+def test_an_apply_without_its_ops_clock_is_caught() -> None:
+    evidence = good_group().evidence()
+    change_line(evidence, 0, 4, with_clock(client_1=1))
+    assert wrong(evidence)["clocks"] == ("client-0/events.log:4: apply of client-1:1 without that op's clock")
+
+
+def test_a_clock_that_names_no_event_is_caught() -> None:
+    evidence = good_group().evidence()
+    last = evidence.clients[2].lines[-1].number
+    change_line(evidence, 2, last, with_clock(client_1=50))
+    assert wrong(evidence) == {
+        "clocks": f"client-2/events.log:{last}: it knows event 50 of client-1, "
+        f"which has only {len(evidence.clients[1].lines)}"
+    }
+
+
+def test_a_clock_that_skips_what_an_event_knew_is_caught() -> None:
+    group = Group()
+    group.do(0, "write", text="one")
+    evidence = group.evidence()
+    change_line(evidence, 2, 3, with_clock(client_1=1))
+    change_line(evidence, 1, 3, with_clock(client_0=1))
+    assert list(wrong(evidence)) == ["clocks"]
+    assert wrong(evidence)["clocks"].startswith("client-2/events.log:3: its clock holds more")
+    change_line(evidence, 2, 3, with_clock(client_0=0))
+    assert wrong(evidence)["clocks"] == (
+        "client-2/events.log:3: it knows event 1 of client-1, but not what that knew (client-1/events.log:3)"
+    )
+
+
+def test_an_op_that_ignores_its_lock_is_caught() -> None:
+    group = Group()
+    read = group.begin(0, "read")
+    group.end(read)
+    group.readers[NOTES] = {}
+    group.do(1, "write", text="one")
+    assert wrong(group.evidence()) == {
+        "clocks": "client-1/events.log:3: its clock is not after that of the read before it (client-0/events.log:3)"
+    }
+
+
+def test_a_read_that_ignores_the_change_it_saw_is_caught() -> None:
+    group = Group("client-0", "client-1")
+    write = group.begin(0, "write", text="one")
+    group.end(write)
+    evidence = group.evidence()
+    client = evidence.clients[1]
+    group.writers[NOTES] = {}
+    group.replicas[1].clock = {}
+    group.replicas[1].lines.clear()
+    group.do(1, "read")
+    assert client.lines is group.replicas[1].lines
+    assert wrong(group.evidence())["clocks"].startswith("client-1/events.log:3: its clock is not after that of")
+
+
+def test_changes_that_are_concurrent_are_caught() -> None:
+    group = Group("client-0", "client-1")
+    group.do(0, "write", text="one")
+    group.writers[NOTES] = {}
+    group.replicas[1].clock = {}
+    group.replicas[1].lines.clear()
+    group.do(1, "write", text="two")
+    assert wrong(group.evidence())["clocks"] == ("client-1/events.log:3: its clock is not after that of notes.txt@1")
+
+
+def test_a_clock_that_knows_more_than_its_lock_brought_is_caught() -> None:
+    group = Group()
+    group.do(0, "write", text="one")
+    plan = group.begin(2, "write", PLANS, "two")
+    group.writers[NOTES] = merge(group.writers[NOTES], plan.replica.clock)  # of the other lock
+    group.do(1, "write", text="three")
+    group.end(plan)
+    assert wrong(group.evidence()) == {
+        "clocks": "client-1/events.log:4: its clock holds more than what client-1 knew and its lock brought"
+    }
+
+
+def test_a_record_with_another_clock_is_caught() -> None:
+    evidence = good_group().evidence()
+    for index in range(3):
+        change_record(evidence, index, NOTES, 1, clock={"client-0": 1, "client-1": 1})
+    assert wrong(evidence)["clocks"] == "client-0/events.log:3: the journals have another clock for client-0:1"
+
+
+def test_hosts_whose_logs_are_elsewhere_are_named() -> None:
+    evidence = good_group().evidence(by_hand=True)
+    evidence = replace(evidence, clients=evidence.clients[:2])
+    assert wrong(evidence) == {}
+    assert "; no log here of client-2; " in found(evidence)["clocks"].detail
+
+
+def test_a_host_in_two_logs_is_caught() -> None:
+    evidence = good_group().evidence()
+    client = replace(evidence.clients[0], name="copy", journals={}, files={}, snapshots=None)
+    evidence = replace(evidence, clients=[*evidence.clients, client])
+    assert wrong(evidence)["clocks"] == "copy/events.log:3: client-0 is in client-0/events.log:3 too"
+
+
+# 7. timestamps
+
+
+def test_time_that_runs_back_is_caught() -> None:
+    evidence = good_group().evidence()
+    line = change_line(evidence, 0, 5, lambda event: event)
+    change_line(evidence, 0, 6, lambda event: replace(event, time_us=line.event.time_us - 7))
+    assert wrong(evidence) == {"timestamps": "client-0/events.log:6: 7 µs before the line before it"}
+
+
+def test_lockds_time_that_runs_back_is_caught() -> None:
+    evidence = good_group().evidence()
+    lines = lock_lines(evidence)
+    lines[6] = replace(lines[6], line=replace(lines[6].line, time_us=lines[5].line.time_us - 7))
+    assert wrong(evidence) == {"timestamps": "lockd/grants.log:7: 7 µs before the line before it"}
+
+
+def test_a_record_of_another_time_is_caught() -> None:
+    evidence = good_group().evidence()
+    change_line(evidence, 0, 3, lambda event: replace(event, time_us=event.time_us - 7))
+    assert wrong(evidence) == {"timestamps": "client-0/events.log:3: the journals have another time for notes.txt@1"}
+
+
+# 8. logs
+
+
+def test_an_apply_without_its_source_is_caught() -> None:
+    evidence = good_group().evidence()
+    change_line(
+        evidence,
+        0,
+        4,
+        lambda event: replace(event, values={k: v for k, v in event.values.items() if k != "from"}),
+    )
+    assert wrong(evidence) == {"logs": "client-0/events.log:4: the line has no from"}
+
+
+@pytest.mark.parametrize("key", ["file", "id", "token", "seq", "hash"])
+def test_a_line_without_a_value_is_caught(key: str) -> None:
+    evidence = good_group().evidence()
+    change_line(
+        evidence,
+        0,
+        4,
+        lambda event: replace(event, values={k: v for k, v in event.values.items() if k != key}),
+    )
+    assert wrong(evidence)["logs"] == f"client-0/events.log:4: the line has no {key}"
+    evidence = good_group().evidence()
+    if key in ("token", "seq", "hash"):
+        change_line(evidence, 0, 4, with_values(**{key: "x"}))
+        assert wrong(evidence)["logs"].startswith("client-0/events.log:4: ")
+
+
+def test_an_op_without_its_authors_line_is_caught() -> None:
+    group = Group()
+    group.do(0, "write", text="one")
+    evidence = group.evidence()
+    change_line(evidence, 0, 3, None)
+    assert wrong(evidence)["logs"] == (
+        "client-0/journal: notes.txt@1: its op client-0:1 has no line in its author's log"
+    )
+
+
+def test_the_newest_op_without_a_line_is_caught() -> None:
+    group = Group()
+    group.do(0, "write", text="one")
+    evidence = group.evidence()
+    change_line(evidence, 2, 3, None)
+    assert wrong(evidence) == {
+        "logs": "client-2/journal: notes.txt@1: the newest op has no line in client-2/events.log"
+    }
+
+
+def test_a_flaw_spoils_its_property_alone() -> None:
+    flaws = [Flaw("logs", "client-0/events.log:9", "the last line is torn"), Flaw("logs", "x", "y")]
+    evidence = replace(good_group().evidence(), flaws=flaws)
+    assert wrong(evidence) == {"logs": "client-0/events.log:9: the last line is torn (and 1 more problem)"}
+
+
+# Real files
+
+
+def write_run(group: Group, directory: Path, *, by_hand: bool = False) -> Path:
+    """Leave a run on disk as lockd, the clients and the launcher would."""
+    evidence = group.evidence(by_hand=by_hand)
+    for replica in group.replicas:
+        data = directory / replica.name
+        write_journal(replica, data).close()
+        lines = [line.event for line in replica.lines]
+        text = "".join(
+            [
+                format_event(event.time_us, event.host, event.clock, event.verb, tuple(event.values.items())) + "\n"
+                for event in lines
+            ]
+        )
+        (data / "events.log").write_text(HEADER + text, encoding="utf-8")
+    (directory / "lockd").mkdir()
+    text = "".join([format_grant(entry.line) + "\n" for entry in group.locks])
+    (directory / "lockd" / "grants.log").write_text(text, encoding="utf-8")
+    if evidence.asked is not None:
+        run = {
+            "version": 1,
+            "seed": None,
+            "delay": "0.0..0.2",
+            "durability": "disk",
+            **asdict(evidence.asked),
+        }
+        (directory / "run.json").write_text(json.dumps(run), encoding="utf-8")
+    return directory
+
+
+def write_journal(replica: Replica, data: Path) -> ReplicaJournal:
+    """Make the client's journal and files with the product's own code; it is still open."""
+    journal, _ = ReplicaJournal.open(data, "memory")
+    journal.set_meta({"host": replica.name})
+    for ticket, (file, records) in enumerate(replica.records.items()):
+        token = records[-1].token if records else 0
+        journal.write(Persist(ticket, file, 0, tuple(records), tuple(replica.hashes[file]), token, token))
+    return journal
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A good run on disk, with a file that was only ever read."""
+    group = good_group()
+    group.do(1, "read", "empty.txt")
+    (tmp_path / "run").mkdir()
+    return write_run(group, tmp_path / "run")
+
+
+def everything_in(directory: Path) -> dict[str, tuple[bytes, int]]:
+    return {
+        str(path.relative_to(directory)): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in directory.rglob("*")
+        if path.is_file()
+    }
+
+
+def wrong_on_disk(*directories: Path) -> dict[str, str]:
+    return {finding.name: finding.detail for finding in checker.check(directories) if not finding.ok}
+
+
+def replace_in(path: Path, old: bytes, new: bytes) -> None:
+    data = path.read_bytes()
+    assert old in data
+    path.write_bytes(data.replace(old, new, 1))
+
+
+def cut_line(path: Path, number: int) -> bytes:
+    """Take a line out of a file; return it."""
+    lines = path.read_bytes().splitlines(keepends=True)
+    line = lines.pop(number - 1)
+    path.write_bytes(b"".join(lines))
+    return line
+
+
+def test_a_run_on_disk_is_read_as_it_was_made(run: Path) -> None:
+    group = good_group()
+    group.do(1, "read", "empty.txt")
+    made = group.evidence()
+    with open_run([run]) as evidence:
+        assert evidence.flaws == []
+        assert evidence.asked == made.asked
+        assert evidence.grants is not None and made.grants is not None
+        assert [entry.line for entry in evidence.grants.lines] == [entry.line for entry in made.grants.lines]
+        assert [entry.number for entry in evidence.grants.lines] == [entry.number for entry in made.grants.lines]
+        for read, client in zip(evidence.clients, made.clients, strict=True):
+            assert (read.name, read.host) == (client.name, client.host)
+            assert [(line.number, line.event) for line in read.lines] == [
+                (line.number, line.event) for line in client.lines
+            ]
+            assert read.journals == client.journals
+            assert read.files == client.files
+            assert read.snapshots is not None and client.snapshots is not None
+            assert read.snapshots.newest == client.snapshots.newest
+            for file, newest in read.snapshots.newest.items():
+                for seq in range(newest + 1):
+                    assert read.snapshots.content(file, seq) == client.snapshots.content(file, seq)
+
+
+def test_the_check_writes_nothing(run: Path) -> None:
+    before = everything_in(run)
+    assert wrong_on_disk(run) == {}
+    assert everything_in(run) == before
+
+
+def test_a_journal_that_a_kill_left_is_read_with_its_wal(run: Path) -> None:
+    group = good_group()
+    group.do(1, "read", "empty.txt")
+    data = run / "client-1"
+    events = (data / "events.log").read_bytes()
+    shutil.rmtree(data)
+    journal = write_journal(group.replicas[1], run / "open")
+    try:
+        assert (run / "open" / "journal-wal").stat().st_size
+        shutil.copytree(run / "open", data)
+    finally:
+        journal.close()
+        shutil.rmtree(run / "open")
+    (data / "journal-shm").unlink()
+    (data / "events.log").write_bytes(events)
+    before = everything_in(run)
+    assert wrong_on_disk(run) == {}
+    assert everything_in(run) == before
+
+
+def test_data_directories_may_be_given_one_by_one_and_as_parents(run: Path, tmp_path: Path) -> None:
+    (run / "run.json").unlink()
+    one = run / "client-1"
+    elsewhere = tmp_path / "elsewhere" / "somebody"
+    elsewhere.parent.mkdir()
+    shutil.move(one, elsewhere)
+    assert wrong_on_disk(run / "client-0", elsewhere, run / "client-2", run / "lockd") == {}
+    assert wrong_on_disk(run, elsewhere.parent, run / "lockd") == {}
+    findings = {f.name: f for f in checker.check([run / "client-0", elsewhere, run / "client-2"])}
+    assert all(finding.ok for finding in findings.values())
+    assert "no grants.log" in findings["tokens"].detail
+    assert findings["complete"].detail == "11 ops by 3 clients, each once"
+    (elsewhere / "files" / "x").touch()
+    assert wrong_on_disk(run, elsewhere) == {"replay": "somebody/files/x: no op made this file"}
+
+
+def test_directories_of_one_name_are_told_apart(run: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    first = (run / "client-0").rename(tmp_path / "a" / "data")
+    second = (run / "client-1").rename(tmp_path / "b" / "data")
+    with open_run([first, second]) as evidence:
+        assert [client.name for client in evidence.clients] == [str(first), str(second)]
+
+
+@pytest.mark.parametrize("what", ["nothing", "a file", "an empty directory", "two runs"])
+def test_what_is_no_run_is_refused(run: Path, tmp_path: Path, what: str, capsys: pytest.CaptureFixture[str]) -> None:
+    directories = {
+        "nothing": [tmp_path / "none"],
+        "a file": [run / "run.json"],
+        "an empty directory": [tmp_path / "empty"],
+        "two runs": [run, tmp_path / "again"],
+    }[what]
+    (tmp_path / "empty").mkdir()
+    shutil.copytree(run, tmp_path / "again")
+    with pytest.raises(NoRun), open_run(directories):
+        pass
+    assert checker.main([str(path) for path in directories]) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1 and output.err.startswith("scripts/check: ")
+
+
+def test_the_command_prints_a_line_per_property(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert checker.main([str(run)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[0] for line in lines] == ["✔"] * len(PROPERTIES)
+    assert [line[2:].split("  ")[0] for line in lines] == list(PROPERTIES)
+    replace_in(run / "client-0" / "files" / NOTES, b"one", b"oNe")
+    assert checker.main(["--json", str(run)]) == 1
+    said = json.loads(capsys.readouterr().out)
+    assert said["ok"] is False
+    assert {p["name"]: p["ok"] for p in said["properties"]}["replay"] is False
+
+
+@pytest.mark.parametrize("arguments", [[], ["--nonsense"], ["--json"]])
+def test_wrong_use_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        checker.main(arguments)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+# Damage on disk: what, and which property names which place
+
+
+def cut_log_line(run: Path) -> None:
+    cut_line(run / "client-0" / "events.log", 5)
+
+
+def cut_last_line(run: Path) -> None:
+    cut_line(run / "client-0" / "events.log", len((run / "client-0" / "events.log").read_bytes().splitlines()))
+
+
+def tear_last_line(run: Path) -> None:
+    path = run / "client-2" / "events.log"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def change_header(run: Path) -> None:
+    replace_in(run / "client-2" / "events.log", b"(?<timestamp>", b"(?<time>")
+
+
+def break_line(run: Path) -> None:
+    replace_in(run / "client-0" / "events.log", b" apply ", b" Apply ")
+
+
+def not_utf8(run: Path) -> None:
+    replace_in(run / "client-0" / "events.log", b"text=one", b"text=\xff\xfe")
+
+
+def remove_log(run: Path) -> None:
+    (run / "client-1" / "events.log").unlink()
+
+
+def break_grant(run: Path) -> None:
+    replace_in(run / "lockd" / "grants.log", b"event=grant", b"event=gift")
+
+
+def swap_tokens(run: Path) -> None:
+    path = run / "lockd" / "grants.log"
+    data = path.read_bytes().replace(b"token=1.1 ", b"token=9.9 ").replace(b"token=1.2 ", b"token=1.1 ")
+    path.write_bytes(data.replace(b"token=9.9 ", b"token=1.2 "))
+
+
+def change_replica(run: Path) -> None:
+    replace_in(run / "client-2" / "files" / NOTES, b"half", b"hAlf")
+
+
+def add_file(run: Path) -> None:
+    (run / "client-2" / "files" / "a\nb").touch()
+
+
+def link_file(run: Path) -> None:
+    (run / "client-2" / "files" / "link").symlink_to(run / "run.json")
+
+
+def remove_journal(run: Path) -> None:
+    (run / "client-1" / "journal").unlink()
+
+
+def spoil_journal(run: Path) -> None:
+    (run / "client-1" / "journal").write_bytes(b"no database at all" * 100)
+
+
+def sql(run: Path, statement: str) -> None:
+    with closing(sqlite3.connect(run / "client-1" / "journal")) as database, database:
+        assert database.execute(statement).rowcount > 0
+
+
+def change_inserted(run: Path) -> None:
+    sql(run, "UPDATE ops SET inserted = x'6f4e650a' WHERE hex(inserted) = '6F6E650A'")
+
+
+def change_hash(run: Path) -> None:
+    sql(run, "UPDATE ops SET hash = zeroblob(16) WHERE id = 'client-2:2'")
+
+
+def change_type(run: Path) -> None:
+    sql(run, "UPDATE ops SET clock = x'00ff' WHERE id = 'client-2:2'")
+
+
+def change_removed(run: Path) -> None:
+    sql(run, "UPDATE ops SET removed = zeroblob(length(removed)) WHERE length(removed) > 3")
+
+
+def spoil_run_json(run: Path) -> None:
+    (run / "run.json").write_text("[]", encoding="utf-8")
+
+
+def wait_for_more(run: Path) -> None:
+    replace_in(run / "run.json", b'"ops": 11', b'"ops": 12')
+
+
+DAMAGES: list[tuple[Callable[[Path], None], str, str]] = [
+    (cut_log_line, "clocks", "client-0/events.log:5: client-0 counts 4 where 3 is next"),
+    (cut_last_line, "logs", "client-0/journal: deep/plans.txt@2: its op client-0:4 has no line"),
+    (tear_last_line, "logs", "client-2/events.log:"),
+    (change_header, "logs", "client-2/events.log:1: "),
+    (break_line, "logs", "client-0/events.log:4: the line cannot be read: "),
+    (not_utf8, "logs", "client-0/events.log:3: the line cannot be read: "),
+    (remove_log, "logs", "client-1/events.log: it cannot be read: no such file"),
+    (break_grant, "logs", "lockd/grants.log:1: the line cannot be read: the event 'gift' is unknown"),
+    (swap_tokens, "tokens", "lockd/grants.log:3: the token 1.1 is not larger than 1.2"),
+    (change_replica, "replay", "client-2/files/notes.txt: differs from version 5 replayed"),
+    (add_file, "replay", "client-2/files/a\\nb: no op made this file"),
+    (link_file, "replay", "client-2/files/link: it is not a plain file"),
+    (remove_journal, "hash chain", "client-1/journal: it is missing"),
+    (spoil_journal, "hash chain", "client-1/journal: "),
+    (change_inserted, "hash chain", "client-1/journal: notes.txt@1: its hash does not follow"),
+    (change_hash, "hash chain", "client-1/journal: notes.txt@3: its hash does not follow"),
+    (change_type, "hash chain", "client-1/journal: notes.txt@3 cannot be read: "),
+    (change_removed, "snapshots", "client-1/snapshots: "),
+    (spoil_run_json, "complete", "run.json: it cannot be read: "),
+    (wait_for_more, "complete", "run.json: only 11 of 12 ops were done"),
+]
+
+
+@pytest.mark.parametrize(("damage", "name", "detail"), DAMAGES)
+def test_damage_on_disk_is_caught(run: Path, damage: Callable[[Path], None], name: str, detail: str) -> None:
+    damage(run)
+    said = wrong_on_disk(run)
+    assert said[name].startswith(detail)
+
+
+def test_any_damaged_byte_ends_in_findings(tmp_path: Path) -> None:
+    group = Group("client-0", "client-1")
+    group.do(0, "write", text="one")
+    group.do(1, "update", text="two")
+    group.do(0, "read")
+    (tmp_path / "good").mkdir()
+    good = write_run(group, tmp_path / "good")
+    files = sorted(path.relative_to(good) for path in good.rglob("*") if path.is_file())
+
+    @settings(max_examples=300, deadline=None)
+    @given(st.sampled_from(files), st.integers(0, 1 << 20), st.integers(1, 255), st.integers(1, 64))
+    def damage(file: Path, position: int, by: int, width: int) -> None:
+        data = (good / file).read_bytes()
+        changed = bytearray(data)
+        start = position % len(data)
+        changed[start : start + width] = bytes([byte ^ by for byte in changed[start : start + width]])
+        (good / file).write_bytes(changed)
+        try:
+            findings = checker.check([good])
+        finally:
+            (good / file).write_bytes(data)
+        assert len(findings) == len(PROPERTIES)
+        assert all("\n" not in finding.detail for finding in findings)
+
+    damage()
+    assert wrong_on_disk(good) == {}
