@@ -68,6 +68,8 @@ from common.messages import (
 )
 
 _HELLO_EVERY_NS: Final = 1_000_000_000
+_HELLO_OLD_NS: Final = 2_500_000_000
+"""A hello so old is not repeated: the lease that it brings counts from the first time that it was said."""
 _DRIFT: Final = 100e-6
 """How far two machines' clocks may run apart, in seconds per second."""
 
@@ -97,6 +99,7 @@ class Client:
         self._hello = 0
         self._error_ns: float = float("inf")
         self._sampled_ns = 0
+        self._replicas_most = 0
 
     @property
     def joined(self) -> bool:
@@ -109,9 +112,9 @@ class Client:
         return self._shared.identity.host
 
     @property
-    def replicas(self) -> int:
-        """Return how many live replicas there are, ours included."""
-        return len(self._shared.members)
+    def replicas_most(self) -> int:
+        """Return how many live replicas there were at once, ours included, at the most."""
+        return self._replicas_most
 
     @property
     def learning(self) -> frozenset[str]:
@@ -177,9 +180,12 @@ class Client:
         self._holder.tick()
 
     def _say_hello(self) -> None:
+        """Ask for a session; a hello not answered soon is said again, one that is old is given up for a new one."""
         shared, identity = self._shared, self._shared.identity
-        self._hello = shared.request()
-        self._sent = {self._hello: shared.now_ns}
+        sent_ns = self._sent.get(self._hello)
+        if sent_ns is None or shared.now_ns - sent_ns >= _HELLO_OLD_NS:
+            self._hello = shared.request()
+            self._sent = {self._hello: shared.now_ns}
         self._next_ns = shared.now_ns + _HELLO_EVERY_NS
         heads = {file: state.head for file, state in shared.files.items()}
         highest = max((state.promised for state in shared.files.values()), default=0)
@@ -234,8 +240,8 @@ class Client:
 
     def _leave(self) -> None:
         shared = self._shared
+        self._holder.leave("this client was told to end")
         if self._session == "joined":
-            self._holder.session_lost("this client was told to end")
             shared.tell_lockd(Goodbye(shared.identity.epoch, shared.session))
         self._session = "left"
         shared.session = 0
@@ -244,6 +250,7 @@ class Client:
         shared = self._shared
         before, now = shared.members, {member.replica: member for member in members}
         shared.members = now
+        self._replicas_most = max(self._replicas_most, len(now))
         own = shared.identity.replica
         for replica in before:
             if replica not in now and replica != own:

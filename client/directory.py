@@ -4,6 +4,7 @@ import fcntl
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
@@ -30,10 +31,11 @@ class DirectoryLock:
         os.close(self._file)
 
 
-def take(directory: Path, role: Role) -> DirectoryLock | None:
+def take(directory: Path, role: Role, given_up: Callable[[], bool] = lambda: False) -> DirectoryLock | None:
     """Take the directory for `role`, or return None where a `serve` or `run` has it.
 
-    Waits for a one-shot that has it. Raises CommandError where it cannot be used, or stays held.
+    Waits for a one-shot that has it, or returns None once `given_up()`. Raises CommandError where the directory
+    cannot be used, or stays held.
     """
     deadline = time.monotonic() + PATIENCE_S
     try:
@@ -50,7 +52,7 @@ def take(directory: Path, role: Role) -> DirectoryLock | None:
         except BlockingIOError:
             # Twice, since one that was killed leaves its role behind, until the next one has written its own.
             seen = seen + 1 if os.pread(descriptor, 16, 0) in (b"serve", b"run") else 0
-            if seen == 2:
+            if seen == 2 or given_up():
                 os.close(descriptor)
                 return None
         except OSError as error:

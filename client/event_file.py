@@ -10,14 +10,14 @@ from typing import Final
 from common.clock import Clock
 from common.eventlog import HEADER, Event, parse_event
 
-_OWN_OP: Final = (
-    rb"^\S+ \S+ \{[^}]*\} (?:read|write|update|restore) file=(?:\"(?:[^\"\\]|\\.)*\"|\S+) id=(\S+):([0-9]+) "
+_OWN_OP: Final = re.compile(
+    rb"\S+ \S+ \{[^}]*\} (?:read|write|update|restore) file=(?:\"(?:[^\"\\]|\\.)*\"|\S+) id=\S+ "
 )
 
 
 @dataclass(frozen=True, slots=True)
 class LogEnd:
-    """Where an event log stands: its last line's host, clock and time, and the number of its last op id."""
+    """Where an event log stands: its last line's host, clock and time, and the largest number of its op ids."""
 
     host: str
     clock: Clock
@@ -91,13 +91,19 @@ def _last_event(content: mmap.mmap, start: int, end: int) -> Event | None:
 
 
 def _last_op(content: mmap.mmap, host: str, end: int) -> int:
-    """Return the number of the newest op id of `host`, searching backwards."""
-    needle = f" id={host}:".encode()
+    """Return the largest number of an op id of `host`; of ops on several files it is not always the last one."""
+    numbers = {int(number) for number in re.findall(rb" id=%s:([0-9]{1,18}) " % re.escape(host.encode()), content)}
+    return next((number for number in sorted(numbers, reverse=True) if _is_own_op(content, host, number, end)), 0)
+
+
+def _is_own_op(content: mmap.mmap, host: str, number: int, end: int) -> bool:
+    """Tell whether `host` has logged its op of that number; a text may hold what only looks so."""
+    needle = f" id={host}:{number} ".encode()
     position = content.rfind(needle, 0, end)
     while position >= 0:
         begin = content.rfind(b"\n", 0, position) + 1
-        match = re.match(_OWN_OP, content[begin : content.find(b"\n", begin)] + b" ")
-        if match is not None and match[1] == host.encode():
-            return int(match[2])
+        match = _OWN_OP.match(content[begin : content.find(b"\n", position) + 1])
+        if match is not None and match.end() == position + len(needle) - begin:
+            return True
         position = content.rfind(needle, 0, begin)
-    return 0
+    return False

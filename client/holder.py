@@ -14,7 +14,7 @@ from typing import Final, Literal, assert_never
 
 from client.effects import Finished, Note, Outcome, ReadFile, SendReplica, Submit
 from client.shared import Shared
-from common.clock import merge
+from common.clock import Clock, merge
 from common.eventlog import shorten
 from common.messages import Acquire, Cancel, Drop, Fenced, Grant, InSync, Push, Refused, Release, Released
 from common.records import Record, Version, splice
@@ -38,6 +38,7 @@ class Op:
     stage: Stage = "queued"
     request: int = 0
     token: int = 0
+    clock: Clock = field(default_factory=dict)
     in_sync: frozenset[str] = frozenset()
     learners: tuple[str, ...] = ()
     acked: set[str] = field(default_factory=set)
@@ -57,6 +58,7 @@ class Holder:
         self._ops: list[Op] = []
         self._by_request: dict[int, Op] = {}
         self.silence_ns = 1_000_000_000
+        self._left = ""
 
     def deadline_ns(self) -> int | None:
         """Return when `tick` wants to be called, or None."""
@@ -68,7 +70,9 @@ class Holder:
         """Begin an op; ask for its lock as soon as a session is open."""
         op = Op(submit, submit.file, "", self._shared.now_ns + submit.wait_ns)
         self._ops.append(op)
-        if self._shared.session:
+        if self._left:
+            self._fail(op, self._left, release=False)
+        elif self._shared.session:
             self._acquire(op)
 
     def settle(self, file: str) -> None:
@@ -90,6 +94,12 @@ class Holder:
             if op.stage != "queued":
                 self._fail(op, reason, release=False)
 
+    def leave(self, reason: str) -> None:
+        """End every op, and each that is still to come."""
+        self._left = reason
+        for op in list(self._ops):
+            self._fail(op, reason, release=False)
+
     def granted(self, grant: Grant) -> None:
         """Go on with the op that waited for this grant; a grant that nobody waits for goes back."""
         shared = self._shared
@@ -101,7 +111,7 @@ class Holder:
             return
         op.stage = "holding"
         op.token, op.in_sync, op.learners = grant.token, frozenset(grant.in_sync), grant.learners
-        shared.clock = merge(shared.clock, grant.clock)
+        op.clock = grant.clock
         state = shared.state(op.file)
         op.version = state.head.version
         if state.promised > grant.token:
@@ -214,6 +224,7 @@ class Holder:
     def _settle(self, op: Op) -> None:
         shared = self._shared
         head = shared.state(op.file).head.version
+        shared.clock = merge(shared.clock, op.clock)
         op.stage = "persisting"
 
         def then() -> None:
@@ -253,6 +264,7 @@ class Holder:
         shared = self._shared
         assert op.submit is not None
         op.version = version = shared.state(op.file).head.version
+        shared.clock = merge(shared.clock, op.clock)
         snapshot = ("snapshot", f"{op.file}@{version.seq}")
         shared.log(shared.stamp_us(), shared.tick(), "read", *_facts(op, version), snapshot)
         shared.emit(ReadFile(op.submit.op, op.file))
@@ -271,6 +283,7 @@ class Holder:
             offset, inserted = shared.history.change_to(op.file, submit.of)
         else:
             offset, inserted = splice(submit.verb, submit.text, state.length)
+        shared.clock = merge(shared.clock, op.clock)
         time_us, clock = shared.stamp_us(), shared.tick()
         record = Record(head.seq + 1, op.token, op.id, submit.verb, offset, inserted, clock, time_us, submit.of)
         version = version_after(head, record)
@@ -350,7 +363,8 @@ class Holder:
             self._release(op, changed=True)
             self._finish(op, "ok", "")
 
-    def _release(self, op: Op, changed: bool, confirm: bool = False) -> None:
+    def _release(self, op: Op, changed: bool, confirm: bool = False, happened: bool = True) -> None:
+        """Give the lock back, with our clock for the next holders; an op that did not happen leaves them none."""
         shared = self._shared
         assert op.version is not None
         request = 0
@@ -365,7 +379,7 @@ class Holder:
                 op.file,
                 op.token,
                 op.version,
-                shared.clock,
+                shared.clock if happened else {},
                 changed,
                 tuple(sorted(op.acked)),
                 confirm,
@@ -382,7 +396,8 @@ class Holder:
         if release and op.token:
             if op.stage == "settling":
                 op.acked = set()
-            self._release(op, changed=op.stage == "pushed")
+            pushed = op.stage == "pushed"
+            self._release(op, changed=pushed, happened=pushed)
         self._finish(op, "unknown" if op.stage == "pushed" else "failed", reason)
 
     def _finish(self, op: Op, outcome: Outcome, reason: str) -> None:

@@ -170,9 +170,9 @@ class Node:
         return self._core.host
 
     @property
-    def replicas(self) -> int:
-        """Return how many live replicas the group has, this one included."""
-        return self._core.replicas
+    def replicas_most(self) -> int:
+        """Return how many live replicas the group had at once, this one included, at the most."""
+        return self._core.replicas_most
 
     def now_ns(self) -> int:
         """Return the node's time, steady nanoseconds."""

@@ -11,7 +11,7 @@ from client.directory import DirectoryLock, take
 from client.node import Node, Result
 from client.settings import Settings
 from client.workload import Workload
-from common.errors import EXIT_UNKNOWN, CommandError, refused
+from common.errors import EXIT_OK, EXIT_UNKNOWN, CommandError, refused
 from common.eventlog import shorten
 from common.signals import Signals
 
@@ -23,7 +23,7 @@ TAIL_BYTES: Final = 256
 def serve(settings: Settings) -> None:
     """Keep a replica up until SIGINT or SIGTERM."""
     signals = Signals()
-    lock = _take(settings, "serve")
+    lock = _take(settings, "serve", signals)
     node = _start(settings, signals)
     try:
         node.listen()
@@ -51,14 +51,14 @@ def run(
 ) -> None:
     """Do `ops` random ops, once `group` replicas are up; then leave, or serve until a signal where `stay`."""
     signals = Signals()
-    lock = _take(settings, "run")
+    lock = _take(settings, "run", signals)
     node = _start(settings, signals)
     try:
         node.listen()
         node.join(JOIN_NS, lambda: signals.caught is not None)
         if signals.caught is None:
             _say(f"ready {node.host} on {settings.data}, {_promise(settings)}")
-        while signals.caught is None and node.replicas < group:
+        while signals.caught is None and node.replicas_most < group:
             node.step()
         if report and signals.caught is None:
             _tell({"event": "complete"})
@@ -204,9 +204,11 @@ def _last_line(result: Result) -> str:
     return lines[-1]
 
 
-def _take(settings: Settings, role: Literal["serve", "run"]) -> DirectoryLock:
-    lock = take(settings.data, role)
+def _take(settings: Settings, role: Literal["serve", "run"], signals: Signals) -> DirectoryLock:
+    lock = take(settings.data, role, lambda: signals.caught is not None)
     if lock is None:
+        if signals.caught is not None:
+            raise SystemExit(EXIT_OK if role == "serve" else 128 + signals.caught)
         raise refused(f"{settings.data} is in use by another client; stop that one, or choose another --data")
     return lock
 

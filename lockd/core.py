@@ -156,7 +156,8 @@ class Lockd:
             stall_ns = now_ns - self._timers[0][0]
             self._out.append(Note(f"stalled for {stall_ns / 1e9:.3f} s; all leases are longer by that"))
             for session in self.sessions.values():
-                session.deadline_ns += stall_ns
+                # Nobody knows when the stall began: each has the time to send one more ping.
+                session.deadline_ns = max(session.deadline_ns + stall_ns, now_ns + self.ttl_ns // 2)
         while self._timers and self._timers[0][0] <= now_ns:
             _, session_id, request = heapq.heappop(self._timers)
             due = self.sessions.get(session_id)

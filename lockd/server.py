@@ -1,13 +1,14 @@
 """lockd's driver: one thread, one poller; it decides nothing."""
 
 import os
+import socket
 from pathlib import Path
 from typing import Final, assert_never
 
 import zmq
 
 from common.diagnostics import Diagnostics, Strangers
-from common.errors import refused
+from common.errors import EXIT_CRASHED, CommandError, refused
 from common.grantlog import format_grant
 from common.limits import INBOX_BATCH_MAX
 from common.messages import ToLockd
@@ -20,6 +21,7 @@ from lockd.effects import Effect, LogGrant, Note, Persist, Send
 from lockd.state import State, StateError
 
 _POLL_MS_MAX: Final = 60_000
+_IPC: Final = "ipc://"
 
 
 class Server:
@@ -44,6 +46,8 @@ class Server:
         self.endpoints: list[str] = []
         for bind in binds:
             try:
+                if _answers(bind):
+                    raise zmq.ZMQError(zmq.EADDRINUSE)
                 self._socket.bind(bind)
             except zmq.ZMQError as error:
                 self._context.destroy(linger=0)
@@ -86,6 +90,9 @@ class Server:
     def close(self) -> None:
         """Close socket, state and logs."""
         self._context.destroy(linger=200)
+        for endpoint in self.endpoints:
+            if endpoint.startswith(_IPC):
+                Path(endpoint.removeprefix(_IPC)).unlink(missing_ok=True)
         self._state.close()
         self._log.close()
         os.close(self._grants)
@@ -114,13 +121,21 @@ class Server:
                 case Send(route, message):
                     self._send(route, encode(message))
                 case LogGrant(line):
-                    os.write(self._grants, format_grant(line).encode() + b"\n")
+                    self._log_grant(format_grant(line))
                 case Persist(changes):
                     self._state.write(changes)
                 case Note(text):
                     self._log.note(text)
                 case _:
                     assert_never(effect)
+
+    def _log_grant(self, line: str) -> None:
+        try:
+            os.write(self._grants, line.encode() + b"\n")
+        except OSError as error:
+            raise CommandError(
+                EXIT_CRASHED, f"grants.log cannot be written ({error.strerror}); make room, start again"
+            ) from None
 
     def _send(self, route: bytes, frame: bytes) -> None:
         try:
@@ -130,3 +145,11 @@ class Server:
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise
+
+
+def _answers(endpoint: str) -> bool:
+    """Tell whether somebody listens at an ipc endpoint, which libzmq would take away from them without a word."""
+    if not endpoint.startswith(_IPC):
+        return False
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        return connection.connect_ex(endpoint.removeprefix(_IPC)) == 0

@@ -35,20 +35,36 @@ class State:
         """Open or make the state at `path`. Raises StateError."""
         try:
             connection = sqlite3.connect(path, isolation_level=None, timeout=0)
-            connection.execute("PRAGMA locking_mode = EXCLUSIVE")
-            connection.execute("PRAGMA journal_mode = WAL")
-            connection.execute("PRAGMA synchronous = FULL")
-            connection.execute("BEGIN IMMEDIATE")
-            if not connection.execute("SELECT 1 FROM sqlite_master").fetchone():
+        except sqlite3.Error as error:
+            raise StateError(f"{path} cannot be opened ({error}); check the disk and its permissions") from None
+        state = cls(connection, path)
+        try:
+            state._prepare()
+        except BaseException:
+            connection.close()
+            raise
+        return state
+
+    def _prepare(self) -> None:
+        """Lock the database, and make its tables if it is empty. Raises StateError."""
+        path, execute = self._path, self._connection.execute
+        try:
+            execute("PRAGMA locking_mode = EXCLUSIVE")
+            tables = {name for (name,) in execute("SELECT name FROM sqlite_master")}
+            if tables and "meta" not in tables:
+                raise StateError(f"{path} is not a lockd state; choose another --data")
+            execute("PRAGMA journal_mode = WAL")
+            execute("PRAGMA synchronous = FULL")
+            execute("BEGIN IMMEDIATE")
+            if not tables:
                 for statement in _SCHEMA.split(";"):
-                    connection.execute(statement)
-                connection.execute(
+                    execute(statement)
+                execute(
                     "INSERT INTO meta VALUES ('format', ?), ('group', ?), ('epoch', 0), ('session', 0)",
                     (FORMAT, os.urandom(8).hex()),
                 )
-            connection.execute("COMMIT")
-            state = cls(connection, path)
-            found = state._meta("format")
+            execute("COMMIT")
+            found = self._meta("format")
         except sqlite3.OperationalError as error:
             if "locked" in str(error):
                 raise StateError(f"{path.parent} is in use by another lockd; choose another --data") from None
@@ -57,7 +73,6 @@ class State:
             raise StateError(f"{path} is not a lockd state ({error}); choose another --data") from None
         if found != FORMAT:
             raise StateError(f"{path} has format {found}, this lockd reads {FORMAT}; use the lockd that wrote it")
-        return state
 
     def begin(self) -> Durable:
         """Bump the epoch durably, end what sessions the last run left, and return what is known."""

@@ -3,6 +3,7 @@
 import argparse
 import io
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,7 +65,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="replace")  # a bare environment cannot print ✔
-    print(as_json(findings) if options.json else as_lines(findings))
+    try:
+        print(as_json(findings) if options.json else as_lines(findings), flush=True)
+    except BrokenPipeError:  # whoever read it has seen enough; the exit code still tells
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0 if all(finding.ok for finding in findings) else 1
 
 

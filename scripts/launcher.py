@@ -151,11 +151,12 @@ def _joined(arguments: Sequence[str]) -> list[str]:
 
 def _ask(question: str, default: _Value, parse: Callable[[str], _Value]) -> _Value:
     while True:
-        try:
-            answer = input(f"{question} [{default}] ").strip()
-        except EOFError:
+        print(f"{question} [{default}] ", end="", flush=True)  # input() would ask on stderr
+        line = sys.stdin.readline()
+        if not line:
             print()
-            raise wrong_use("the terminal gave no answer; give --clients N and --ops M") from None
+            raise wrong_use("the terminal gave no answer; give --clients N and --ops M")
+        answer = line.strip()
         if not answer:
             return default
         try:

@@ -6,8 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.group import Group
+
+# How long an example takes says more about the machine than about the code.
+settings.register_profile("lockstep", deadline=None)
+settings.load_profile("lockstep")
 
 
 def _in_use() -> dict[str, list[str]]:

@@ -12,6 +12,8 @@ from typing import Final, Self, TypeVar
 
 import zmq
 
+from client.control import Order, Report, ask
+from client.directory import connect
 from common.messages import FromLockd, Hello, Welcome
 from common.sockets import caller
 from common.wire import decode, encode
@@ -43,12 +45,19 @@ class Done:
 class Child:
     """A process; what it writes goes to two files, which can be read at any time."""
 
-    def __init__(self, command: list[str], directory: Path, environment: dict[str, str], place: Path) -> None:
+    def __init__(
+        self, command: list[str], directory: Path, environment: dict[str, str], place: Path, stdout: int | None
+    ) -> None:
         """Start it in `directory`; `place` is the path of its outputs, without their suffixes."""
         self._out, self._err = place.with_suffix(".out"), place.with_suffix(".err")
         with self._out.open("wb") as out, self._err.open("wb") as err:
             self._process = subprocess.Popen(
-                command, cwd=directory, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=err
+                command,
+                cwd=directory,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=out if stdout is None else stdout,
+                stderr=err,
             )
         self.pid = self._process.pid
         self.what = " ".join(command[4:])
@@ -123,14 +132,16 @@ class Group:
         for child in self._children:
             child.end()
 
-    def start(self, program: str, *arguments: str, environment: dict[str, str] | None = None) -> Child:
+    def start(
+        self, program: str, *arguments: str, environment: dict[str, str] | None = None, stdout: int | None = None
+    ) -> Child:
         """Start `lockd` or `client`; clients find this group's lockd in their environment."""
         surroundings = {name: value for name, value in os.environ.items() if not name.startswith("LOCKSTEP_")}
         if self.endpoint:
             surroundings["LOCKSTEP_LOCKD"] = self.endpoint
         surroundings |= environment or {}
         command = [sys.executable, "-P", "-m", program, *arguments]
-        child = Child(command, self.directory, surroundings, self._outputs / str(len(self._children)))
+        child = Child(command, self.directory, surroundings, self._outputs / str(len(self._children)), stdout)
         self._children.append(child)
         return child
 
@@ -156,6 +167,16 @@ class Group:
         done = self.client(*arguments)
         assert (done.code, done.err) == (0, ""), (arguments, done)
         return done.out
+
+    def op(self, data: str, verb: str, text: str = "", file: str = "notes.txt") -> Report:
+        """Have the client that is up on `data` do an op, as a one-shot does, but without a process for it."""
+        connection = connect(self.path(data))
+        assert connection is not None, f"nobody is up on {data}"
+        with connection:
+            report = ask(connection, Order(verb, file, text, 0, int(WITHIN_S * 1000)))
+        assert report is not None, f"the client on {data} has gone"
+        assert report.outcome == "ok", report
+        return report
 
     def path(self, *parts: str) -> Path:
         """Return a path in the group's directory."""

@@ -167,13 +167,14 @@ def tell_and_keep_states(journal: Journal, directory: Path, steps: Sequence[Step
     return story, states
 
 
-def torn(states: Sequence[bytes], mix: Random) -> bytes:
-    """Return what a power cut may leave: a length, and each byte, of any of the states."""
+def after_power_cuts(states: Sequence[bytes], mix: Random) -> Iterator[bytes]:
+    """Yield what a power cut may leave: each state since the last sync, or of each byte, and the length, any."""
+    yield from states
     length = len(mix.choice(states))
-    return bytes([mix.choice([state[at] for state in states if at < len(state)]) for at in range(length)])
+    yield bytes([mix.choice([state[at] for state in states if at < len(state)]) for at in range(length)])
 
 
-_TEXTS = st.text("ab é", max_size=6)
+_TEXTS = st.text("abcdefgh é", max_size=6)
 _EDITS = st.one_of(
     st.builds(Edit, st.sampled_from(("write", "write", "update")), _TEXTS),
     st.builds(Edit, st.just("restore"), at=st.integers(0, 40)),

@@ -17,7 +17,7 @@ from scripts.benchmark.processes import NotMeasured
 from scripts.benchmark.sampling import QUICK, interleave
 from scripts.benchmark.table import as_json, as_table
 
-ROOT = Path(__file__).resolve().parent.parent
+_FILE = (("file", "notes.txt"),)
 
 
 @pytest.mark.parametrize(
@@ -95,8 +95,8 @@ def test_blocks_alternate_and_the_first_is_thrown_away() -> None:
 
 
 def event_log(path: Path, own_us: list[int]) -> Path:
-    lines = [format_event(time_us, path.name, {path.name: n}, "write", ()) for n, time_us in enumerate(own_us, 1)]
-    lines.append(format_event(10**9, path.name, {path.name: 99}, "apply", ()))
+    lines = [format_event(time_us, path.name, {path.name: n}, "write", _FILE) for n, time_us in enumerate(own_us, 1)]
+    lines.append(format_event(10**9, path.name, {path.name: 99}, "apply", _FILE))
     path.write_text(HEADER + "".join([line + "\n" for line in lines]))
     return path
 

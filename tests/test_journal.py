@@ -32,11 +32,11 @@ from tests.stories import (
     Step,
     Storage,
     Story,
+    after_power_cuts,
     plain,
     syncing_every,
     tell,
     tell_and_keep_states,
-    torn,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -176,25 +176,62 @@ def test_a_journal_goes_on_where_it_was_closed(durability: Durability, steps: li
             story.assert_told_by(journal)
 
 
-@UNHURRIED
-@given(steps=STEPS, mix=st.one_of(st.none(), st.randoms(use_true_random=False)))
-def test_a_file_torn_by_a_power_cut_is_repaired(steps: list[Step], mix: random.Random | None) -> None:
-    """Its journal is whole, but the file may be a mixture of all that it was since the last sync, or gone."""
-    with tempfile.TemporaryDirectory() as name, syncing_every(4):
-        directory, cut = Path(name, "live"), Path(name, "cut")
-        with closing(open_journal(directory, "disk")) as journal:
-            story, states = tell_and_keep_states(journal, directory, [*steps, Step(0, ())])
-            shutil.copytree(directory, cut)
-        before = torn(states, mix) if mix else b""
-        (cut / "files" / FILE).write_bytes(before)
-        if mix is None:
-            (cut / "files" / FILE).unlink()
-        repaired, notes = Journal.open(cut, "disk")
+def assert_repaired(directory: Path, before: bytes | None, story: Story) -> None:
+    """Assert that a left directory, its file as it was `before` or gone, opens as the model, and with a note."""
+    with tempfile.TemporaryDirectory() as name:
+        cut = Path(name, "cut")
+        shutil.copytree(directory, cut)
+        (cut / "files" / FILE).unlink()
+        if before is not None:
+            (cut / "files" / FILE).write_bytes(before)
+        repaired, notes = Journal.open(cut, "memory")  # as quick as repairs can be
         with closing(repaired):
-            assert bool(notes) == (before != story.content)
+            assert bool(notes) == ((before or b"") != story.content)
             assert plain(cut) == story.content
             story.assert_told_by(repaired)
-        open_journal(cut, "disk").close()
+        open_journal(cut).close()
+
+
+@UNHURRIED
+@given(steps=STEPS, sync=st.sampled_from((1, 2, 5)), mix=st.randoms(use_true_random=False))
+def test_a_file_torn_by_a_power_cut_is_repaired(steps: list[Step], sync: int, mix: random.Random) -> None:
+    """Its journal is whole, but the file may be a mixture of all that it was since the last sync, or gone."""
+    with tempfile.TemporaryDirectory() as name, syncing_every(sync):
+        directory = Path(name)
+        with closing(open_journal(directory, "disk")) as journal:
+            story, states = tell_and_keep_states(journal, directory, steps or [Step(0, ())])
+            for before in (*after_power_cuts(states, mix), None):
+                assert_repaired(directory, before, story)
+
+
+@pytest.mark.parametrize(("last", "back"), [(Edit("write", "ten"), 2), (Edit("replace", "ten\n", 4), 2), (None, 1)])
+def test_a_file_left_by_ops_that_were_taken_back_is_repaired(tmp_path: Path, last: Edit | None, back: int) -> None:
+    """The journal has no trace of them, and may have as many ops as at the last sync, as long as then."""
+    with closing(open_journal(tmp_path, "disk")) as journal, syncing_every(2):
+        steps = [
+            Step(0, (Edit("write", "one"), Edit("write", "two"))),
+            Step(0, (Edit("replace", "six\n", 0),)),
+            Step(back, (last,) if last else ()),
+        ]
+        story, states = tell_and_keep_states(journal, tmp_path, steps)
+        assert len(states) == 3
+        for before in states:
+            assert_repaired(tmp_path, before, story)
+
+
+def test_a_half_written_file_that_was_taken_back_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody can say whether the half that was written, or what was put back, has reached the disk."""
+    with syncing_every(1):
+        with closing(open_journal(tmp_path, "disk")) as journal:
+            story = tell(journal, [Step(0, (Edit("write", text),)) for text in ("one", "two")])
+        with closing(open_journal(tmp_path, "disk")) as journal:
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "pwrite", FullDisk(3, 1))
+                with pytest.raises(StorageError, match="full"):
+                    journal.write(story.copy().change(Edit("update", "three")))
+            assert plain(tmp_path) == story.content
+            for before in (b"one\ntwo --", b"one\ntwo "):
+                assert_repaired(tmp_path, before, story)
 
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "gone", "empty"])
@@ -407,6 +444,7 @@ def test_a_disk_that_is_full_for_the_file_changes_nothing(
                     except StorageError as error:
                         refusals.append(error.reason)
                 if story.tickets:
+                    assert plain(directory) == story.content
                     story.assert_told_by(journal)
                 else:
                     assert journal.states() == {}

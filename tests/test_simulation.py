@@ -4,28 +4,28 @@ More of them: python -m tests.sim --seeds N.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from client.effects import FileState
-from client.holder import Holder
+from client.holder import Holder, Op
 from client.replica import Follower
-from common.messages import Push
 from lockd.core import Lockd
-from lockd.locks import FileState as LockedFile
-from lockd.locks import Lock, Waiter
+from lockd.locks import FileState, Lock, Waiter
 from tests.sim.__main__ import main
 from tests.sim.run import SimulationFailed, run_seed
 
 CHUNK = 100
 
 
+def run_seeds(first: int, count: int) -> None:
+    for seed in range(first, first + count):
+        run_seed(seed)
+
+
 @pytest.mark.parametrize("first", range(0, 1000, CHUNK))
 def test_a_thousand_seeds_pass(first: int) -> None:
-    for seed in range(first, first + CHUNK):
-        run_seed(seed)
+    run_seeds(first, CHUNK)
 
 
 def test_a_seed_is_the_same_every_time() -> None:
@@ -40,19 +40,24 @@ def ack_without_holding(follower: Follower, *arguments: Any) -> None:
     taken()
 
 
-def wait_for_no_ack(holder: Holder, op: object) -> set[str]:
+def wait_for_no_ack(holder: Holder, op: Op) -> set[str]:
     return set()
 
 
-def take_the_version_as_settled(holder: Holder, op: Any) -> None:
-    holder._do(op)
+def settle_without_waiting(holder: Holder, op: Op) -> None:
+    op.acked = set(op.in_sync)
+    if op.submit is not None:
+        holder._do(op)
+    else:
+        holder._release(op, changed=False)
+        holder._forget(op)
 
 
 def grant_to_a_learner(lockd: Lockd, lock: Lock) -> Waiter | None:
     return next(iter(lock.queue.values()), None)
 
 
-def admit_wherever_it_is(lockd: Lockd, lock: Lock, file: LockedFile) -> None:
+def admit_wherever_it_is(lockd: Lockd, lock: Lock, file: FileState) -> None:
     lockd._admit(lock, [replica for replica in file.reports if replica in lockd._by_replica])
 
 
@@ -60,21 +65,12 @@ def let_all_in(lock: Lock, mode: str) -> bool:
     return True
 
 
-def never_fence(follower: Follower, route: bytes, source: str, push: Push) -> None:
-    state: FileState = follower._shared.state(push.file)
-    real_push(follower, route, source, replace(push, token=max(push.token, state.promised)))
-
-
-real_push = Follower.push
-
-
 @pytest.mark.parametrize(
     ("owner", "method", "without"),
     [
         (Follower, "_take", ack_without_holding),
-        (Follower, "push", never_fence),
         (Holder, "_missing", wait_for_no_ack),
-        (Holder, "_settle", take_the_version_as_settled),
+        (Holder, "_settle", settle_without_waiting),
         (Lockd, "_first", grant_to_a_learner),
         (Lockd, "_admit_equals", admit_wherever_it_is),
         (Lock, "admits", let_all_in),
@@ -86,8 +82,7 @@ def test_without_a_rule_a_seed_fails(
 ) -> None:
     monkeypatch.setattr(owner, method, without)
     with pytest.raises(SimulationFailed, match=r"again: python -m tests\.sim --seed \d+\n"):
-        for seed in range(1000):
-            run_seed(seed)
+        run_seeds(0, 1000)
 
 
 def test_the_command_says_how_to_see_a_failure_again(

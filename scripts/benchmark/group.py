@@ -69,9 +69,9 @@ class Worker:
         self._node = Node(directory, None, group.endpoint, durability)
         self._node.join(_WAIT_NS, lambda: False)
         deadline = time.monotonic() + PATIENCE_S
-        while self._node.replicas < replicas:
+        while self._node.replicas_most < replicas:
             if time.monotonic() > deadline:
-                raise NotMeasured(f"the group has {self._node.replicas} replicas, not {replicas}")
+                raise NotMeasured(f"the group has {self._node.replicas_most} replicas, not {replicas}")
             self._node.step(self._node.now_ns() + 10_000_000)
 
     def write(self, file: str = FILE, text: str = TEXT) -> None:

@@ -8,7 +8,7 @@ from typing import Final
 from client.journal import Journal
 from common.messages import Ack, Push
 from common.wire import encode
-from scripts.benchmark.figures import Row, against, median, percentile, pooled
+from scripts.benchmark.figures import Row, against, median, p50_of, percentile, pooled
 from scripts.benchmark.group import Group, Worker
 from scripts.benchmark.limits import PEERS
 from scripts.benchmark.processes import NotMeasured, memory_of, stage
@@ -29,24 +29,28 @@ def measure_history(effort: Effort) -> list[Row]:
         with Worker(group, "memory", PEERS + 1) as worker:
             worker.write()
             times_us = [timed(worker.write) for _ in range(effort.history_ops)]
+            acts = {"old": worker.write, "new": lambda: worker.write("new.txt")}
+            turns = interleave(acts, replace(effort, rounds=effort.rounds * effort.block // 10, block=1))
         sizes = [memory_of(group.lockd, "lockd"), memory_of(replicas[0], "a replica")]
     tenth = len(times_us) // 10
     first, last = median(times_us[:tenth]), median(times_us[-tenth:])
     ops = f"{effort.history_ops:,} writes of one client, {PEERS} replicas listening"
+    old, new = pooled(turns["old"]), pooled(turns["new"])
     rows = [
-        Row(
+        _speeds("last tenth", f"{ops}: ops per second at the p50 of the last tenth, against the first", last, first),
+        _speeds(
             "long history",
-            f"{ops}: ops per second at the p50 of the last tenth, against the first tenth",
-            1e6 / last,
-            "/s",
-            1e6 / first,
-            first / last,
-            0.9,
-            "least",
+            f"after {ops}: ops per second at the p50, against a new file's, in turns",
+            p50_of(old),
+            p50_of(new),
         ),
         Row("long history, p99", f"{ops}: one write, p99 of all", percentile(times_us, 99), "µs"),
     ]
     return [*rows, *[Row(f"memory of {who}", f"after {ops}: {told}", mib, "MiB") for who, told, mib in sizes]]
+
+
+def _speeds(name: str, compared: str, took_us: float, limit_us: float) -> Row:
+    return Row(name, compared, 1e6 / took_us, "/s", 1e6 / limit_us, limit_us / took_us, 0.9, "least")
 
 
 def measure_size(effort: Effort) -> list[Row]:

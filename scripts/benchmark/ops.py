@@ -1,6 +1,7 @@
 """What a full op costs: one working client with three replicas listening, and four that work at once."""
 
 from pathlib import Path
+from typing import Final
 
 from client.node import Durability
 from common.eventlog import parse_time
@@ -13,11 +14,12 @@ from scripts.benchmark.sampling import Effort, interleave
 
 _OWN_VERBS = ("read", "write", "update", "restore")
 _CLIENTS = 4
+_DURABILITIES: Final[tuple[Durability, ...]] = ("memory", "disk")
 
 
 def measure_op(effort: Effort) -> list[Row]:
     """Return one working client's full op in both durabilities."""
-    return [*_op(effort, "memory"), *_op(effort, "disk")]
+    return [row for durability in _DURABILITIES for row in _op(effort, durability)]
 
 
 def _op(effort: Effort, durability: Durability) -> list[Row]:
@@ -56,23 +58,24 @@ def _wanted(durability: Durability) -> float | None:
 
 def measure_working(effort: Effort) -> list[Row]:
     """Return what four working clients do per second: on one file, and on four."""
-    four = tuple([f"notes-{number}.txt" for number in range(_CLIENTS)])
-    return [
-        *_working(effort, "memory", (FILE,), wanted=1200),
-        *_working(effort, "memory", four),
-        *_working(effort, "disk", (FILE,)),
-        *_working(effort, "disk", four),
-    ]
+    rows = []
+    for durability in _DURABILITIES:
+        for count in effort.working_files:
+            rows += _working(effort, durability, count)
+    return rows
 
 
-def _working(effort: Effort, durability: Durability, files: tuple[str, ...], wanted: float | None = None) -> list[Row]:
+def _working(effort: Effort, durability: Durability, count: int) -> list[Row]:
+    files = [FILE, *[f"notes-{number}.txt" for number in range(1, count)]]
+    ops = effort.working_ops if durability == "memory" else effort.working_ops // 4
+    wanted = 1200 if durability == "memory" and count == 1 else None
     with stage() as place:
         group = Group(place)
-        clients = group.run(_CLIENTS, effort.working_ops, durability, files)
+        clients = group.run(_CLIENTS, ops, durability, files)
         sizes = [memory_of(group.lockd, "lockd"), memory_of(clients[0], "a working client")]
         logs = [group.data(f"client-{number}") / "events.log" for number in range(_CLIENTS)]
         per_s = rate(logs)
-    on = f"{_CLIENTS} clients on {len(files)} file{'s' if len(files) > 1 else ''}, {durability}"
+    on = f"{_CLIENTS} clients on {count} file{'s' if count > 1 else ''}, {durability}"
     rows = [
         Row(
             f"ops/s, {on}",
@@ -84,7 +87,7 @@ def _working(effort: Effort, durability: Durability, files: tuple[str, ...], wan
         )
     ]
     if wanted is not None:
-        after = f"after {_CLIENTS * effort.working_ops:,} ops of {on}"
+        after = f"after {_CLIENTS * ops:,} ops of {on}"
         rows += [Row(f"memory of {who}", f"{after}: {told}", mib, "MiB") for who, told, mib in sizes]
     return rows
 

@@ -3,6 +3,9 @@
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
+
+_ROUNDS_MIN: Final = 3
 
 Act = Callable[[], object]
 
@@ -15,11 +18,15 @@ class Effort:
     """Blocks of each act; one more is thrown away to warm up."""
     block: int
     """Acts per block."""
+    turns_s: float
+    """After so long the rounds end early, with three at least."""
     hand_off_s: float
     crowds: tuple[int, ...]
     """How many clients hand one lock to each other."""
     working_ops: int
-    """Ops of each of four working clients."""
+    """Ops of each of four working clients in memory; a quarter of it on disk."""
+    working_files: tuple[int, ...]
+    """On how many files they work."""
     history_ops: int
     file_sizes: tuple[int, ...]
     """The first is what the others are compared with."""
@@ -27,8 +34,8 @@ class Effort:
     """Runs of each command."""
 
 
-FULL = Effort(20, 200, 4.0, (2, 8, 32), 2000, 20_000, (1 << 10, 10 << 20, 100 << 20), 21)
-QUICK = Effort(6, 60, 1.0, (2, 8), 250, 2000, (1 << 10, 10 << 20), 7)
+FULL = Effort(20, 150, 20.0, 3.0, (2, 8, 32), 1500, (1, 4), 20_000, (1 << 10, 10 << 20, 100 << 20), 21)
+QUICK = Effort(5, 30, 2.0, 0.5, (2, 8), 200, (1,), 600, (1 << 10, 1 << 20), 5)
 
 
 def timed(act: Act) -> float:
@@ -41,7 +48,10 @@ def timed(act: Act) -> float:
 def interleave(acts: Mapping[str, Act], effort: Effort, *, block: int = 0) -> dict[str, list[list[float]]]:
     """Time the acts in turn, block by block; return each one's blocks, in microseconds."""
     blocks: dict[str, list[list[float]]] = {name: [] for name in acts}
+    end_s = time.monotonic() + effort.turns_s
     for round_number in range(effort.rounds + 1):
+        if round_number > _ROUNDS_MIN and time.monotonic() > end_s:
+            break
         for name, act in acts.items():
             samples = [timed(act) for _ in range(block or effort.block)]
             if round_number:

@@ -7,7 +7,6 @@ talk to it, and they would lose their sessions.
 import os
 import select
 import time
-from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol
@@ -17,10 +16,10 @@ from scripts.launching.reports import OpEnded, describe, printable
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
-LINES_MAX: Final = 10_000
-"""How many lines may wait for a reader; what comes then is left out, and counted."""
+WAITING_BYTES_MAX: Final = 1024 * 1024
+"""How much may wait for a reader; the lines that come then are left out, and counted."""
 _WRITE_BYTES: Final = 4096
-"""What a pipe that can be written takes without blocking: POSIX's least PIPE_BUF is less, Linux's is this."""
+"""What a pipe that can be written takes without blocking, on Linux."""
 _RETRY_S: Final = 0.05
 _FRAME_S: Final = 0.1
 _IDLE_S: Final = 60.0
@@ -55,12 +54,13 @@ class View(Protocol):
 class Paper:
     """Lines on stdout."""
 
-    def __init__(self) -> None:
-        """Write to descriptor 1."""
-        self._waiting: deque[bytes] = deque()
+    def __init__(self, descriptor: int = 1) -> None:
+        """Write to `descriptor`, stdout unless told."""
+        self._descriptor = descriptor
+        self._waiting = bytearray()
         self._left_out = 0
         self._poll = select.poll()
-        self._poll.register(1, select.POLLOUT)
+        self._poll.register(descriptor, select.POLLOUT)
 
     def op(self, name: str, op: OpEnded) -> None:
         """Show that an op of the client `name` has ended."""
@@ -68,13 +68,11 @@ class Paper:
 
     def tell(self, line: str) -> None:
         """Show a line."""
-        if len(self._waiting) >= LINES_MAX:
+        if len(self._waiting) >= WAITING_BYTES_MAX:
             self._left_out += 1
             return
-        if self._left_out:
-            self._waiting.append(f"({self._left_out} lines are left out here: nobody read them)\n".encode())
-            self._left_out = 0
-        self._waiting.append(printable(line).encode("utf-8", "replace") + b"\n")
+        self._tell_left_out()
+        self._waiting += printable(line).encode("utf-8", "replace") + b"\n"
 
     def tick(self) -> float:
         """Write what can be written without waiting."""
@@ -86,23 +84,23 @@ class Paper:
 
     def close(self) -> None:
         """Write the rest."""
+        self._tell_left_out()
         while self._waiting:
             self._write()
 
+    def _tell_left_out(self) -> None:
+        if self._left_out:
+            self._waiting += f"({self._left_out} lines are left out here: nobody read them)\n".encode()
+            self._left_out = 0
+
     def _write(self) -> None:
-        chunk = b"".join(self._waiting)
-        self._waiting.clear()
-        if len(chunk) > _WRITE_BYTES:
-            self._waiting.append(chunk[_WRITE_BYTES:])
-            chunk = chunk[:_WRITE_BYTES]
         try:
-            written = os.write(1, chunk)
+            written = os.write(self._descriptor, self._waiting[:_WRITE_BYTES])
         except OSError:
             self._waiting.clear()
             _forget_stdout()
-            return
-        if written < len(chunk):
-            self._waiting.appendleft(chunk[written:])
+        else:
+            del self._waiting[:written]
 
 
 class Screen:

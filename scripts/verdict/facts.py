@@ -190,12 +190,12 @@ def _typed(client: Client, line: EventLine) -> Tick:
 
 
 def _find_undone(facts: Facts) -> None:
-    """Find the ops that never happened: undone and in no journal."""
+    """Find the ops that never happened: undone, and in no journal but a strayed one."""
     kept = {
         record.id
         for client in facts.evidence.clients
-        for journal in client.journals.values()
-        for record in journal.records
+        for file, journal in client.journals.items()
+        for record in journal.records[: facts.strayed.get((client.name, file), len(journal.records) + 1) - 1]
     }
     for client, ticks in facts.logs:
         facts.undone.update(tick.id for tick in ticks if tick.verb == "undo" and tick.id not in kept)

@@ -75,6 +75,12 @@ class Actor:
     def finished(self, effect: Finished) -> None:
         """Take in an op's outcome, and go on."""
         running = self._running.pop(effect.op)
+        if running.op.fails:
+            if effect.outcome != "failed":
+                raise Broken(f"{effect.id} of {self.plan.name} cannot have ended {effect.outcome}")
+            if not self._leaving:
+                self._next()
+            return
         self.done.append(effect)
         if effect.outcome == "ok":
             self._check(running, effect)
@@ -155,15 +161,13 @@ class Group:
         self.schedule = Schedule()
         network = Network(self.schedule, random, plan.delay_ns, plan.delay_ns_max)
         directories = [
-            Directory(client.name, ShortAnswers(random.randbytes, plan.fetch_bytes_max))
-            for client in plan.clients
+            Directory(client.name, ShortAnswers(random.randbytes, plan.fetch_bytes_max)) for client in plan.clients
         ]
         self.watch = Watch(directories, plan.delay_ns_max // 1000 + 1000)
         self.world = World(self.schedule, network, self)
         self.lockd = LockdProcess(self.world, plan.ttl_ns)
         self.actors = [
-            Actor(self, client, directory, random)
-            for client, directory in zip(plan.clients, directories, strict=True)
+            Actor(self, client, directory, random) for client, directory in zip(plan.clients, directories, strict=True)
         ]
         self._by_name = {actor.plan.name: actor for actor in self.actors}
         for actor in self.actors:
@@ -187,17 +191,6 @@ class Group:
         in_sync = self.lockd.disk.in_sync
         return all(stay.intersection(replicas) for replicas in in_sync.values()) and all(
             each.op.file in in_sync for each in running
-        )
-
-    def has_strayed(self, actor: Actor) -> bool:
-        """Tell whether a client went for good with an op of its own that nobody else kept.
-
-        What others applied and then undid of it, the verdict cannot tell from a fork: such a client is as dead.
-        """
-        group = next(other for other in self.actors if not other.gone).directory.journal
-        return actor.gone and any(
-            group.version_at(file, state.head.version.seq) != state.head.version
-            for file, state in actor.directory.journal.states().items()
         )
 
     # What the world tells
@@ -225,11 +218,7 @@ class Group:
             watch.check()
 
     def _at_rest(self) -> bool:
-        return (
-            not self.world.network.in_flight
-            and all(actor.at_rest for actor in self.actors)
-            and not self._why_not()
-        )
+        return not self.world.network.in_flight and all(actor.at_rest for actor in self.actors) and not self._why_not()
 
     def _why_not(self) -> str:
         live = {actor.directory.replica: actor for actor in self.actors if actor.process is not None}
@@ -259,9 +248,7 @@ class Group:
                 seq = states[lock.name].head.version.seq if lock.name in states else 0
                 version = actor.directory.journal.version_at(lock.name, seq)
                 if actor.process is not None and version != lock.file.clean:
-                    raise Broken(
-                        f"{actor.plan.name} is at {lock.name}{version}, the group at {lock.file.clean}"
-                    )
+                    raise Broken(f"{actor.plan.name} is at {lock.name}{version}, the group at {lock.file.clean}")
 
     @property
     def elapsed_ns(self) -> int:

@@ -26,14 +26,13 @@ def evidence_of(group: Group) -> Evidence:
     # Where an op was cut off by its client's leaving, whether it happened is for the verdict to find out.
     calm = not gone and all(outcome == "ok" for outcome in outcomes)
     asked = Asked(len(group.actors), len(outcomes), group.plan.files, stopped=not calm, left=gone)
-    clients = [_client_of(actor.directory) for actor in group.actors if not group.has_strayed(actor)]
+    clients = [_client_of(actor.directory) for actor in group.actors]
     return Evidence(clients, Grants("lockd/grants.log", lines), asked)
 
 
 def _client_of(directory: Directory) -> Client:
     lines = [
-        EventLine(number, parse_event(text), text)
-        for number, text in enumerate(directory.lines, 1 + _HEADER_LINES)
+        EventLine(number, parse_event(text), text) for number, text in enumerate(directory.lines, 1 + _HEADER_LINES)
     ]
     journal = directory.journal
     newest = {file: state.head.version.seq for file, state in journal.states().items()}

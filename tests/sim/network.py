@@ -39,9 +39,7 @@ class Network:
         self.in_flight += 1
         self._schedule.at(arrival_ns, self._arrive, connection, frame, arrive)
 
-    def _arrive(
-        self, connection: Connection, frame: bytes, arrive: Callable[[Connection, bytes], None]
-    ) -> None:
+    def _arrive(self, connection: Connection, frame: bytes, arrive: Callable[[Connection, bytes], None]) -> None:
         self.in_flight -= 1
         self.carried += 1
         arrive(connection, frame)

@@ -14,13 +14,21 @@ _TEXTS: Final = ("", "short", "zwölf Boxkämpfer", 'a "quoted" \\ text = 1', "l
 
 @dataclass(frozen=True, slots=True)
 class PlannedOp:
-    """An op: a pause before it, and of a restore how far back it goes (0 to 1 of what was acknowledged)."""
+    """An op: a pause before it, and of a restore how far back it goes: 0 to 1 of what was acknowledged.
+
+    A restore beyond that names a version that is not there, and has to fail.
+    """
 
     verb: OpVerb
     file: str
     text: str
     back: float
     think_ns: int
+
+    @property
+    def fails(self) -> bool:
+        """Tell whether it cannot be done."""
+        return self.verb == "restore" and self.back > 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +109,8 @@ def draw_plan(seed: int) -> Plan:
 def _draw_op(random: Random, files: tuple[str, ...], reads: int, think_ns: int) -> PlannedOp:
     verb = random.choices(_VERBS, (reads, 3, 2, 1))[0]
     text = random.choice(_TEXTS) if random.random() < 0.3 else f"line {random.randint(1, 999)}"
-    return PlannedOp(verb, random.choice(files), text, random.random(), int(random.random() * 2 * think_ns))
+    back = random.random() if random.random() < 0.9 else 1000.0
+    return PlannedOp(verb, random.choice(files), text, back, int(random.random() * 2 * think_ns))
 
 
 def _draw_absences(random: Random, delay_ns: int) -> tuple[Absence, ...]:

@@ -181,12 +181,8 @@ class Directory:
 
     name: str
     journal: MemoryJournal
+    replica: str = ""
     lines: list[str] = field(default_factory=list)
-
-    @property
-    def replica(self) -> str:
-        """The replica id; "" before the first start."""
-        return str(self.journal.meta.get("replica_id", ""))
 
     @property
     def host(self) -> str:
@@ -195,7 +191,7 @@ class Directory:
 
     def start(self, incarnation: str) -> Client:
         """Start a core from what is here, as client/node.py does."""
-        replica, start_count = self.journal.begin_start()
+        self.replica, start_count = self.journal.begin_start()
         meta, states = self.journal.meta, self.journal.states()
         events = [parse_event(line) for line in self.lines]
         clock = events[-1].clock if events else {}
@@ -206,7 +202,7 @@ class Directory:
         identity = Identity(
             self.name,
             incarnation,
-            replica,
+            self.replica,
             start_count,
             f"tcp://127.0.0.1:{start_count}",
             "memory",
@@ -324,9 +320,7 @@ class ClientProcess:
                         raise Broken(f"{self.name}: a Persist is not the last effect of its list")
                     world.observer.persisted(self, effect)
                     directory.journal.write(effect)
-                    return self.core.handle(
-                        Persisted(ticket), world.schedule.now_ns + self._offset_ns
-                    )
+                    return self.core.handle(Persisted(ticket), world.schedule.now_ns + self._offset_ns)
                 case ReadFile(op, file):
                     self.reads[op] = directory.journal.read(file)
                 case Finished():
@@ -336,9 +330,8 @@ class ClientProcess:
                 case Disconnect(replica):
                     self._connections.pop(replica, None)
                 case Remember(replica, host, group, epoch):
-                    directory.journal.set_meta(
-                        {"replica_id": replica, "host": host, "group": group, "epoch": epoch}
-                    )
+                    directory.replica = replica
+                    directory.journal.set_meta({"replica_id": replica, "host": host, "group": group, "epoch": epoch})
                 case Joined():
                     self.joined = True
                 case JoinRefused(reason):

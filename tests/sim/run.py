@@ -37,7 +37,7 @@ def run_seed(seed: int) -> Figures:
         for finding in judge_group(group):
             if not finding.ok:
                 raise Broken(f"✘ {finding.name}: {finding.detail}")
-    except Exception as error:  # noqa: BLE001 - an assert of a core is a finding like any other
+    except Exception as error:
         frames = "" if isinstance(error, Broken) else "".join(traceback.format_tb(error.__traceback__)[-3:])
         raise SimulationFailed(
             f"seed {seed}: {type(error).__name__}: {error}\n{frames}"

@@ -84,7 +84,6 @@ class Watch:
                     held = directory.journal.version_at(file, version.seq)
                     if held is None or held.hash != version.hash:
                         raise Broken(
-                            f"{directory.name} is in sync with {file}, but has {held} where {version} "
-                            "was acknowledged"
+                            f"{directory.name} is in sync with {file}, but has {held} where {version} was acknowledged"
                         )
         self._changed.clear()

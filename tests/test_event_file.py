@@ -1,0 +1,146 @@
+"""events.log on disk: what a crash leaves is repaired, and the counts go on where the last process ended."""
+
+import resource
+from pathlib import Path
+
+import pytest
+
+from client.event_file import EventFile, LogEnd
+from common.clock import Clock
+from common.eventlog import HEADER, format_event
+
+NOBODY = LogEnd("", {}, 0, 0)
+
+
+def line(host: str, clock: Clock, verb: str, id: str, file: str = "notes.txt", text: str | None = None) -> str:
+    values = [("file", file), ("id", id), ("token", "1.42")]
+    if text is not None:
+        values.append(("text", text))
+    return format_event(1_000_000 + clock[host], host, clock, verb, tuple(values))
+
+
+def log_of(path: Path, *lines: str, tail: str = "") -> Path:
+    path.write_text(HEADER + "".join(f"{one}\n" for one in lines) + tail, "utf-8")
+    return path
+
+
+def opened(path: Path) -> tuple[LogEnd, list[str]]:
+    """Open and close the log; return where it stood and what was repaired."""
+    events, notes = EventFile.open(path)
+    events.close()
+    return events.end, notes
+
+
+def test_a_new_log_has_the_header_alone(tmp_path: Path) -> None:
+    path = tmp_path / "events.log"
+    assert opened(path) == (NOBODY, [])
+    assert path.read_text() == HEADER
+    assert opened(path) == (NOBODY, [])
+
+
+def test_it_goes_on_behind_what_was_appended(tmp_path: Path) -> None:
+    path = tmp_path / "events.log"
+    first = line("a", {"a": 1, "b": 7}, "write", "a:1", text='ä = "x" \\')
+    second = line("a", {"a": 2, "b": 9}, "apply", "b:3")
+    events, _ = EventFile.open(path)
+    events.append(first)
+    events.append(second)
+    events.sync()
+    events.close()
+    assert path.read_text("utf-8") == f"{HEADER}{first}\n{second}\n"
+    assert opened(path) == (LogEnd("a", {"a": 2, "b": 9}, 1_000_002, 1), [])
+
+
+def test_a_torn_last_line_goes(tmp_path: Path) -> None:
+    whole = line("a", {"a": 1}, "write", "a:1")
+    torn = line("a", {"a": 2}, "write", "a:2", text="not pushed yet")
+    path = log_of(tmp_path / "events.log", whole, tail=torn)
+    end, notes = opened(path)
+    assert end == LogEnd("a", {"a": 1}, 1_000_001, 1)
+    assert notes == [f"took away the last {len(torn)} bytes of events.log, which a crash cut off"]
+    assert path.read_text() == f"{HEADER}{whole}\n"
+    assert opened(path) == (end, [])
+
+
+def test_wherever_a_crash_cuts_it_the_whole_lines_stay(tmp_path: Path) -> None:
+    path = tmp_path / "events.log"
+    lines = [line("a", {"a": count}, "update", f"a:{count}", text="ö\u2028 id=a:9 ") for count in (1, 2, 3)]
+    whole = log_of(path, *lines).read_bytes()
+    for cut in range(len(whole)):
+        path.write_bytes(whole[:cut])
+        end, _ = opened(path)
+        count = max(0, whole[:cut].count(b"\n") - 2)
+        assert end.ops == end.clock.get("a", 0) == count
+        assert path.read_text("utf-8") == HEADER + "".join(f"{one}\n" for one in lines[:count])
+
+
+@pytest.mark.parametrize("content", ["mine", "my own notes, longer than the header of an event log is\n" * 9])
+def test_a_file_that_is_no_event_log_is_left_alone(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "events.log"
+    path.write_text(content)
+    with pytest.raises(ValueError, match=r"events\.log is not an event log"):
+        EventFile.open(path)
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("last", ["", "hello", "2026-11-22T15:03:11.123456Z a {} write file=", "\x00\x01"])
+def test_a_last_line_that_is_no_event_is_told_with_the_path(tmp_path: Path, last: str) -> None:
+    path = log_of(tmp_path / "events.log", line("a", {"a": 1}, "write", "a:1"), last)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match=r"the last line of .*events\.log is no event"):
+        EventFile.open(path)
+    assert path.read_bytes() == before
+
+
+def test_bytes_that_are_no_text_are_told_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "events.log"
+    path.write_bytes(HEADER.encode() + b"\xff\xfe\n")
+    with pytest.raises(ValueError, match=r"the last line of .*events\.log is no event"):
+        EventFile.open(path)
+
+
+def test_the_largest_own_op_counts_not_the_last(tmp_path: Path) -> None:
+    """Two ops on two files: the first one waited for its lock, so the second was logged before it."""
+    path = log_of(
+        tmp_path / "events.log",
+        line("a", {"a": 1}, "write", "a:1"),
+        line("a", {"a": 2}, "write", "a:12", file="plans.txt"),
+        line("a", {"a": 3}, "read", "a:11"),
+        line("a", {"a": 4, "b": 1}, "apply", "b:99"),
+    )
+    assert opened(path)[0].ops == 12
+
+
+def test_only_the_ids_of_own_ops_count(tmp_path: Path) -> None:
+    path = log_of(
+        tmp_path / "events.log",
+        line("a", {"a": 1}, "restore", "a:7", file="a b = id=a:70 .txt"),
+        line("a", {"a": 2}, "write", "a:8", text="looks like id=a:80 token=1.1"),
+        line("a", {"a": 3, "aa": 1}, "apply", "aa:81"),
+        line("a", {"a": 4, "a#2": 1}, "apply", "a#2:82"),
+        line("a", {"a": 5, "b": 1}, "apply", "b:83"),
+    )
+    assert opened(path)[0].ops == 8
+
+
+def test_a_second_replica_of_the_name_counts_for_itself(tmp_path: Path) -> None:
+    path = log_of(tmp_path / "events.log", line("a#2", {"a": 9, "a#2": 1}, "write", "a#2:3"))
+    assert opened(path)[0] == LogEnd("a#2", {"a": 9, "a#2": 1}, 1_000_001, 3)
+
+
+def test_a_full_disk_leaves_nothing_of_the_line(tmp_path: Path) -> None:
+    path = tmp_path / "events.log"
+    whole = line("a", {"a": 1}, "write", "a:1")
+    events, _ = EventFile.open(path)
+    events.append(whole)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
+    try:
+        with pytest.raises(OSError, match="No space left"):
+            events.append(line("a", {"a": 2}, "write", "a:2"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_text() == f"{HEADER}{whole}\n"
+    events.append(line("a", {"a": 2}, "write", "a:2"))
+    events.close()
+    assert opened(path)[0].ops == 2

@@ -1,0 +1,797 @@
+"""lockd's core, one message at a time: sessions, queues, in-sync sets; and its queue beside a dumb model."""
+
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from common.clock import Clock
+from common.grantlog import GrantLine
+from common.limits import ANSWERS_KEPT_MAX, LOCKS_MAX, WAITERS_MAX
+from common.messages import (
+    Acquire,
+    Admitted,
+    Cancel,
+    Drop,
+    Ended,
+    FromLockd,
+    Goodbye,
+    Grant,
+    Head,
+    Hello,
+    InSync,
+    Kind,
+    Learn,
+    Mode,
+    Ping,
+    Pong,
+    Refused,
+    Release,
+    Released,
+    ReplicaHello,
+    Report,
+    Settle,
+    Stale,
+    ToLockd,
+    View,
+    Welcome,
+)
+from common.records import EMPTY, Version
+from common.tokens import format_token, make_token
+from lockd.core import Lockd
+from lockd.effects import Change, Durable, Effect, InSyncChanged, LogGrant, Persist, Send, SessionEnded
+from lockd.locks import Hold
+
+S = 1_000_000_000
+TTL_NS = 3 * S
+GROUP = "0123456789abcdef"
+FIRST = Version(1, make_token(1, 1), bytes([1] * 16))
+SECOND = Version(2, make_token(1, 2), bytes([2] * 16))
+
+Kept = TypeVar("Kept")
+
+
+def replica_id(name: str) -> str:
+    return f"{name.encode().hex():0<16}"
+
+
+class Desk:
+    """lockd's core with clients that say what a test makes them say; time stands still until it is moved."""
+
+    def __init__(self, durable: Durable | None = None) -> None:
+        self.core = Lockd(durable or Durable(GROUP, 1), TTL_NS)
+        self.now_ns = 1_000 * S
+        self.effects: list[Effect] = []
+        self._inboxes: defaultdict[bytes, list[FromLockd]] = defaultdict(list)
+
+    def send(self, route: bytes, message: ToLockd) -> None:
+        self._take(self.core.handle(route, message, self.now_ns))
+
+    def pass_time(self, duration_ns: int) -> None:
+        """Let time pass, the timer ringing when the core wants it to."""
+        end_ns = self.now_ns + duration_ns
+        while (deadline_ns := self.core.deadline_ns()) is not None and deadline_ns <= end_ns:
+            self.now_ns = max(self.now_ns, deadline_ns)
+            self._take(self.core.handle_timer(self.now_ns))
+        self.now_ns = end_ns
+
+    def take(self, route: bytes) -> list[FromLockd]:
+        """Return what was sent along `route` since the last time."""
+        return self._inboxes.pop(route, [])
+
+    def join(self, name: str, **hello: object) -> "Guest":
+        guest = Guest(self, name)
+        guest.hello(**hello)  # type: ignore[arg-type]
+        guest.welcome()
+        return guest
+
+    def changes(self) -> list[Change]:
+        return [change for effect in self.effects if isinstance(effect, Persist) for change in effect.changes]
+
+    def lines(self) -> list[GrantLine]:
+        return [effect.line for effect in self.effects if isinstance(effect, LogGrant)]
+
+    def _take(self, effects: list[Effect]) -> None:
+        self.effects += effects
+        for effect in effects:
+            if isinstance(effect, Send):
+                self._inboxes[effect.route].append(effect.message)
+
+
+@dataclass(eq=False)
+class Guest:
+    """A client at the desk."""
+
+    desk: Desk
+    name: str
+    incarnation: str = ""
+    session: int = 0
+    requests: int = 0
+    seen: list[FromLockd] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.incarnation = self.incarnation or f"{self.name.encode().hex():f<16}"
+
+    @property
+    def route(self) -> bytes:
+        return self.incarnation.encode()
+
+    @property
+    def replica(self) -> str:
+        return replica_id(self.name)
+
+    def hello(
+        self,
+        *,
+        replica: str | None = None,
+        start_count: int = 1,
+        heads: dict[str, Head] | None = None,
+        group: str = "",
+        epoch: int = 0,
+        highest_token: int = 0,
+        plain: bool = False,
+    ) -> None:
+        self.requests += 1
+        part = ReplicaHello(replica or self.replica, start_count, "tcp://127.0.0.1:1", heads or {}, "disk")
+        self.desk.send(
+            self.route,
+            Hello(self.requests, self.name, self.incarnation, None if plain else part, group, epoch, highest_token),
+        )
+
+    def welcome(self) -> Welcome:
+        welcome = self.got(Welcome)
+        self.session = welcome.session
+        return welcome
+
+    def say(self, kind: type, *values: object) -> None:
+        """Send a message that names epoch and session."""
+        self.desk.send(self.route, kind(self.desk.core.epoch, self.session, *values))
+
+    def acquire(
+        self, lock: str, mode: Mode = "exclusive", kind: Kind = "file", wait_ms: int = 10_000, request: int = 0
+    ) -> int:
+        if not request:
+            self.requests += 1
+        self.say(Acquire, request or self.requests, lock, kind, mode, wait_ms)
+        return request or self.requests
+
+    def granted(self, lock: str, mode: Mode = "exclusive", kind: Kind = "file") -> Grant:
+        """Acquire a lock that is free."""
+        self.acquire(lock, mode, kind)
+        return self.got(Grant)
+
+    def release(
+        self,
+        grant: Grant,
+        version: Version = EMPTY,
+        acked: tuple["Guest", ...] = (),
+        clock: Clock | None = None,
+        changed: bool = False,
+        confirm: bool = False,
+    ) -> None:
+        self.requests += 1
+        replicas = tuple([guest.replica for guest in acked])
+        self.say(Release, self.requests, grant.lock, grant.token, version, clock or {}, changed, replicas, confirm)
+
+    def got(self, kind: type[Kept]) -> Kept:
+        """Return the one message of a kind that came since the last time."""
+        (message,) = self.all(kind)
+        return message
+
+    def all(self, kind: type[Kept]) -> list[Kept]:
+        self.seen += self.desk.take(self.route)
+        found: list[Kept] = [message for message in self.seen if isinstance(message, kind)]
+        self.seen = [message for message in self.seen if not isinstance(message, kind)]
+        return found
+
+    def forget(self) -> None:
+        self.desk.take(self.route)
+        self.seen = []
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+# Queues
+
+
+def test_grants_come_in_the_order_of_requests(desk: Desk) -> None:
+    a, b, c = desk.join("a"), desk.join("b"), desk.join("c")
+    first = a.granted("f")
+    b.acquire("f")
+    c.acquire("f")
+    a.release(first)
+    second = b.got(Grant)
+    assert not c.all(Grant)
+    b.release(second)
+    third = c.got(Grant)
+    assert first.token < second.token < third.token
+
+
+def test_readers_go_together_and_none_overtakes_a_waiting_writer(desk: Desk) -> None:
+    a, b, c, d, e = (desk.join(name) for name in "abcde")
+    first = a.granted("f", "shared")
+    second = b.granted("f", "shared")
+    c.acquire("f")
+    d.acquire("f", "shared")
+    e.acquire("f", "shared")
+    assert not d.all(Grant)
+    a.release(first)
+    assert not c.all(Grant)
+    b.release(second)
+    third = c.got(Grant)
+    assert not d.all(Grant)
+    c.release(third)
+    assert d.got(Grant).mode == e.got(Grant).mode == "shared"
+
+
+def test_a_wait_ends_after_its_time_and_a_try_at_once(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    a.granted("f")
+    request = b.acquire("f", wait_ms=0)
+    refused = b.got(Refused)
+    assert (refused.request, refused.reason) == (request, "no grant in time: f is held by a under token 1.1")
+    b.acquire("f", wait_ms=500)
+    desk.pass_time(S // 2 - 1)
+    assert not b.all(Refused)
+    desk.pass_time(1)
+    b.got(Refused)
+
+
+def test_a_wait_that_ends_lets_those_behind_go(desk: Desk) -> None:
+    a, b, c = desk.join("a"), desk.join("b"), desk.join("c")
+    a.granted("f", "shared")
+    b.acquire("f", wait_ms=100)
+    c.acquire("f", "shared")
+    assert not c.all(Grant)
+    desk.pass_time(S // 10)
+    b.got(Refused)
+    c.got(Grant)
+
+
+def test_a_cancelled_wait_lets_those_behind_go(desk: Desk) -> None:
+    a, b, c = desk.join("a"), desk.join("b"), desk.join("c")
+    a.granted("f", "shared")
+    request = b.acquire("f")
+    c.acquire("f", "shared")
+    b.say(Cancel, request)
+    c.got(Grant)
+    assert not b.all(Grant)
+
+
+def test_a_cancelled_grant_goes_to_the_next_and_leaves_the_file_clean(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    request = a.acquire("f")
+    b.acquire("f")
+    a.say(Cancel, request)
+    assert b.got(Grant).clean == EMPTY
+    a.say(Cancel, request)
+    assert [line.event for line in desk.lines()] == ["grant", "release", "grant"]
+
+
+def test_a_repeated_request_gets_the_first_answer(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    request = a.acquire("f")
+    first = a.got(Grant)
+    a.acquire("f", request=request)
+    assert a.got(Grant) == first
+    waiting = b.acquire("f")
+    b.acquire("f", request=waiting)
+    a.release(first, confirm=True)
+    b.got(Grant)
+    released = a.got(Released)
+    assert released.current
+    a.say(Release, released.request, "f", first.token, EMPTY, {}, False, (), True)
+    assert a.got(Released) == released
+
+
+def test_only_so_many_answers_are_kept(desk: Desk) -> None:
+    a = desk.join("a")
+    for _ in range(ANSWERS_KEPT_MAX + 10):
+        a.release(a.granted("f"))
+    assert len(desk.core.sessions[a.session].answers) == ANSWERS_KEPT_MAX
+
+
+def test_a_release_of_what_is_not_held_changes_nothing(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    grant = a.granted("f")
+    b.release(grant, confirm=True)
+    assert not b.got(Released).current
+    a.release(grant)
+    a.release(grant, confirm=True)
+    assert not a.got(Released).current
+
+
+def test_a_lock_without_a_file_is_forgotten_when_nobody_wants_it(desk: Desk) -> None:
+    a = desk.join("a", plain=True)
+    grant = a.granted("l", kind="plain")
+    assert (grant.clean, grant.in_sync, grant.learners) == (EMPTY, (), ())
+    a.release(grant)
+    assert not desk.core.locks
+
+
+@pytest.mark.parametrize("how", ["goodbye", "lease"])
+def test_the_end_of_a_session_voids_its_locks_and_waits(desk: Desk, how: str) -> None:
+    a, b = desk.join("a", plain=True), desk.join("b", plain=True)
+    grant = a.granted("l", kind="plain")
+    a.acquire("m", kind="plain")
+    b.acquire("l", kind="plain", wait_ms=60_000)
+    b.acquire("m", kind="plain", wait_ms=60_000)
+    if how == "goodbye":
+        a.say(Goodbye)
+    else:
+        desk.pass_time(TTL_NS - 1)
+        b.say(Ping, 77)
+        assert not b.all(Grant)
+        desk.pass_time(1)
+    assert [held.lock for held in b.all(Grant)] == ["l", "m"]
+    a.got(Ended)
+    assert ("l", grant.token) in [(line.lock, line.token) for line in desk.lines() if line.event == "expiry"]
+    assert SessionEnded(a.session) in desk.changes()
+
+
+def test_a_client_that_waits_and_leaves_is_skipped(desk: Desk) -> None:
+    a, b, c = desk.join("a"), desk.join("b"), desk.join("c")
+    grant = a.granted("f")
+    b.acquire("f")
+    c.acquire("f")
+    b.say(Goodbye)
+    a.release(grant)
+    c.got(Grant)
+
+
+def test_clocks_a_reader_is_handed_the_writers_and_a_writer_both(desk: Desk) -> None:
+    a, b, c = desk.join("a"), desk.join("b"), desk.join("c")
+    a.release(a.granted("f"), clock={"a": 1}, changed=True)
+    read = b.granted("f", "shared")
+    assert read.clock == {"a": 1}
+    b.release(read, clock={"a": 1, "b": 1})
+    assert c.granted("f", "shared").clock == {"a": 1}
+    a.acquire("f")
+    c.say(Goodbye)
+    write = a.got(Grant)
+    assert write.clock == {"a": 1, "b": 1}
+    a.release(write, clock={"a": 2, "b": 1}, changed=True)
+    assert b.granted("f", "shared").clock == {"a": 2, "b": 1}
+
+
+def test_a_stop_logs_what_is_still_held(desk: Desk) -> None:
+    grant = desk.join("a").granted("f")
+    desk.effects = list(desk.core.stop(desk.now_ns))
+    assert [(line.event, line.token, line.client) for line in desk.lines()] == [("expiry", grant.token, "a")]
+
+
+# Sessions
+
+
+def test_a_message_of_another_epoch_is_stale(desk: Desk) -> None:
+    a = desk.join("a")
+    desk.send(a.route, Acquire(2, a.session, 9, "f", "file", "exclusive", 0))
+    assert a.got(Stale).epoch == 1
+    assert not desk.core.locks
+
+
+def test_a_message_of_a_session_that_is_not_open_or_not_its_own_is_told_so(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    desk.send(b.route, Ping(1, a.session, 9))
+    assert b.got(Ended).session == a.session
+    desk.send(b.route, Ping(1, 99, 9))
+    assert b.got(Ended).session == 99
+    a.say(Ping, 9)
+    assert a.got(Pong).request == 9
+
+
+def test_any_message_renews_the_lease(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    for number in range(5):
+        desk.pass_time(TTL_NS - 1)
+        a.say(Ping, number)
+    assert not a.all(Ended)
+    assert b.got(Ended).reason == "its lease of 3 s ran out"
+    desk.pass_time(TTL_NS)
+    a.got(Ended)
+
+
+def test_a_stall_of_lockd_itself_is_forgiven(desk: Desk) -> None:
+    a = desk.join("a")
+    desk.now_ns += TTL_NS + 5 * S
+    desk._take(desk.core.handle_timer(desk.now_ns))
+    desk.pass_time(TTL_NS // 2 - 1)
+    assert not a.all(Ended)
+    desk.pass_time(1)
+    a.got(Ended)
+
+
+def test_a_repeated_hello_gets_the_same_session(desk: Desk) -> None:
+    a = desk.join("a")
+    a.requests -= 1
+    a.hello()
+    assert a.got(Welcome).session == a.session
+    a.hello()
+    assert a.got(Welcome).session == a.session + 1
+
+
+def test_a_name_in_use_is_refused_and_free_afterwards(desk: Desk) -> None:
+    a = desk.join("a")
+    other = Guest(desk, "a", "0" * 16)
+    other.hello(replica="f" * 16)
+    assert "in use" in other.got(Refused).reason
+    other.hello(plain=True)
+    assert "in use" in other.got(Refused).reason
+    a.say(Goodbye)
+    other.hello(replica="f" * 16)
+    assert other.got(Welcome).host == "a#2"
+
+
+def test_a_replica_that_starts_again_takes_its_session_over_and_keeps_its_host(desk: Desk) -> None:
+    a = desk.join("a")
+    again = Guest(desk, "a", "0" * 16)
+    again.hello(replica=a.replica, start_count=2)
+    assert (again.got(Welcome).host, a.got(Ended).session) == ("a", a.session)
+    moved = Guest(desk, "b", "1" * 16)
+    moved.hello(replica=a.replica, start_count=3)
+    assert (moved.got(Welcome).host, again.got(Ended).reason) == ("a", "its replica began a new session")
+
+
+def test_a_copied_directory_gets_an_id_of_its_own_and_takes_nothing_from_the_first(desk: Desk) -> None:
+    a = desk.join("a")
+    a.release(a.granted("f"), FIRST, (a,), changed=True)
+    copy = Guest(desk, "a", "0" * 16)
+    copy.hello(replica=a.replica, start_count=1, heads={"f": Head(FIRST, FIRST.token, {})})
+    assert "in use" in copy.got(Refused).reason
+    assert not a.all(Ended)
+    copy.name = "b"
+    copy.hello(replica=a.replica, start_count=1, heads={"f": Head(FIRST, FIRST.token, {})})
+    welcome = copy.got(Welcome)
+    assert (welcome.replica != a.replica, welcome.host) == (True, "b")
+    assert not a.all(Ended)
+    copy.hello(replica=a.replica, start_count=1)
+    assert (copy.got(Welcome).replica, welcome.replica) == (welcome.replica, welcome.replica)
+
+
+@pytest.mark.parametrize(
+    ("seen", "reason"),
+    [
+        ({"group": "f" * 16}, "another group"),
+        ({"epoch": 2}, "older than what a has seen"),
+        ({"highest_token": make_token(1, 1)}, "older than what a has seen"),
+        ({"heads": {"f": Head(FIRST, FIRST.token, {})}}, "does not know its file f"),
+    ],
+)
+def test_a_state_older_than_what_a_client_has_seen_is_refused(desk: Desk, seen: dict[str, object], reason: str) -> None:
+    a = Guest(desk, "a")
+    a.hello(**seen)  # type: ignore[arg-type]
+    assert reason in a.got(Refused).reason
+    assert not desk.core.sessions
+
+
+def test_everybody_sees_who_comes_and_goes(desk: Desk) -> None:
+    a = desk.join("a")
+    b = desk.join("b")
+    desk.join("c", plain=True)
+    assert [member.host for member in a.got(View).members] == ["a", "b"]
+    b.say(Goodbye)
+    assert [member.host for member in a.got(View).members] == ["a"]
+
+
+# Names
+
+
+@pytest.mark.parametrize(
+    ("lock", "kind", "reason"),
+    [
+        ("../x", "file", "no empty part"),
+        ("/x", "file", "relative"),
+        ("", "file", "cannot be empty"),
+        ("a\nb", "file", "control"),
+        ("", "plain", "cannot be empty"),
+        ("x" * 600, "plain", "at most"),
+    ],
+)
+def test_a_bad_name_is_refused(desk: Desk, lock: str, kind: Kind, reason: str) -> None:
+    a = desk.join("a")
+    a.acquire(lock, kind=kind)
+    assert reason in a.got(Refused).reason
+    assert not desk.core.locks
+
+
+def test_a_name_is_of_one_kind(desk: Desk) -> None:
+    a = desk.join("a")
+    a.granted("f")
+    a.granted("l", kind="plain")
+    a.acquire("f", kind="plain")
+    assert a.got(Refused).reason == "f is a file here"
+    a.acquire("l")
+    assert a.got(Refused).reason == "l is a lock without a file here"
+    b = Guest(desk, "b")
+    b.hello(heads={"l": Head(EMPTY, 0, {})})
+    assert "is a lock without a file" in b.got(Refused).reason
+
+
+def test_a_file_is_no_folder_of_another(desk: Desk) -> None:
+    a = desk.join("a")
+    a.granted("x/y")
+    a.acquire("x")
+    assert "x is a folder" in a.got(Refused).reason
+    a.acquire("x/y/z")
+    assert "x/y is a file" in a.got(Refused).reason
+    a.granted("x/yz")
+
+
+def test_a_client_without_a_replica_locks_no_file(desk: Desk) -> None:
+    a = desk.join("a", plain=True)
+    a.acquire("f")
+    assert "without a replica" in a.got(Refused).reason
+
+
+def test_locks_and_waiters_have_limits(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LOCKS_MAX > 1 < WAITERS_MAX
+    monkeypatch.setattr("lockd.core.LOCKS_MAX", 1)
+    monkeypatch.setattr("lockd.core.WAITERS_MAX", 1)
+    monkeypatch.setattr("lockd.core.SESSIONS_MAX", 1)
+    a = desk.join("a")
+    a.granted("f")
+    a.acquire("g")
+    assert "at most 1 locks" in a.got(Refused).reason
+    a.acquire("f")
+    a.acquire("f")
+    assert "has 1 waiters" in a.got(Refused).reason
+    b = Guest(desk, "b")
+    b.hello()
+    assert "at most 1 sessions" in b.got(Refused).reason
+
+
+# In-sync sets
+
+
+def test_a_new_file_begins_with_all_live_replicas_durably_before_its_first_grant(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    desk.effects = []
+    grant = a.granted("f")
+    assert set(grant.in_sync) == {a.replica, b.replica}
+    kinds = [type(effect) for effect in desk.effects]
+    assert kinds.index(Persist) < kinds.index(Send)
+    assert desk.changes() == [InSyncChanged("f", grant.in_sync)]
+
+
+def test_a_member_that_left_goes_at_the_next_exclusive_grant(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    a.release(a.granted("f"))
+    b.say(Goodbye)
+    read = a.granted("f", "shared")
+    assert set(read.in_sync) == {a.replica, b.replica}
+    a.release(read)
+    write = a.granted("f")
+    assert write.in_sync == (a.replica,)
+    assert desk.changes()[-1] == InSyncChanged("f", (a.replica,))
+
+
+def test_when_all_go_off_the_first_one_back_can_go_on(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    a.release(a.granted("f"))
+    a.say(Goodbye)
+    b.say(Goodbye)
+    again = Guest(desk, "b", "0" * 16)
+    again.hello(replica=b.replica, start_count=2)
+    again.welcome()
+    assert again.granted("f").in_sync == (b.replica,)
+
+
+def test_a_holder_whose_session_ends_leaves_the_file_unclean(desk: Desk) -> None:
+    a, b, c = desk.join("a"), desk.join("b"), desk.join("c")
+    a.granted("f")
+    b.acquire("f", "shared")
+    c.acquire("f", "shared")
+    a.say(Goodbye)
+    grant = b.got(Grant)
+    assert (grant.mode, grant.clean) == ("exclusive", None)
+    assert not c.all(Grant)
+    b.release(grant, EMPTY, (b, c))
+    shared = c.got(Grant)
+    assert (shared.mode, shared.clean) == ("shared", EMPTY)
+
+
+def test_a_reader_whose_session_ends_leaves_the_file_clean(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    a.granted("f", "shared")
+    a.say(Goodbye)
+    assert b.granted("f").clean == EMPTY
+
+
+def test_a_release_that_not_all_have_acked_leaves_the_file_unclean(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    a.release(a.granted("f"), FIRST, (a,), changed=True)
+    assert b.granted("f").clean is None
+
+
+def test_a_release_of_the_version_granted_leaves_the_file_clean(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    a.release(a.granted("f"), FIRST, (a, b), changed=True)
+    b.release(b.granted("f"), FIRST)
+    assert a.granted("f").clean == FIRST
+
+
+def test_a_restart_of_lockd_leaves_every_file_unclean() -> None:
+    a = Guest(Desk(Durable(GROUP, 2, 7, {}, {"f": (replica_id("a"),)})), "a")
+    a.hello(group=GROUP, epoch=1, highest_token=FIRST.token, heads={"f": Head(FIRST, FIRST.token, {"a": 5})})
+    assert a.welcome().session == 8
+    grant = a.granted("f", "shared")
+    assert (grant.mode, grant.clean, grant.clock) == ("exclusive", None, {"a": 5})
+    assert format_token(grant.token) == "2.1"
+
+
+def test_a_learner_gets_no_file_lock_before_it_is_admitted(desk: Desk) -> None:
+    a = desk.join("a")
+    grant = a.granted("f")
+    b = desk.join("b")
+    assert b.got(Learn).sources == (a.replica,)
+    b.acquire("f")
+    a.release(grant, FIRST, (a,), changed=True)
+    a.release(a.granted("f"), FIRST)
+    assert not b.all(Grant)
+    b.say(Report, "f", FIRST, FIRST.token)
+    b.got(Admitted)
+    assert set(b.got(Grant).in_sync) == {a.replica, b.replica}
+
+
+def test_a_learner_is_admitted_only_at_the_clean_version_and_under_its_token(desk: Desk) -> None:
+    a = desk.join("a")
+    grant = a.granted("f")
+    a.release(grant, FIRST, (a,), changed=True)
+    b = desk.join("b")
+    b.got(Learn)
+    b.say(Report, "f", EMPTY, grant.token)
+    assert b.got(Learn).sources == (a.replica,)
+    b.say(Report, "f", FIRST, grant.token - 1)
+    b.got(Learn)
+    desk.effects = []
+    b.say(Report, "f", FIRST, grant.token)
+    b.got(Admitted)
+    assert desk.changes() == [InSyncChanged("f", (a.replica, b.replica))]
+    b.say(Report, "f", FIRST, grant.token)
+    b.got(Admitted)
+
+
+def test_a_learner_waits_for_a_free_lock_or_a_release_that_names_it(desk: Desk) -> None:
+    a = desk.join("a")
+    a.release(a.granted("f"), FIRST, (a,), changed=True)
+    grant = a.granted("f")
+    b, c = desk.join("b"), desk.join("c")
+    b.say(Report, "f", FIRST, grant.token)
+    assert not b.all(Admitted)
+    a.release(grant, SECOND, (a, c), changed=True)
+    c.got(Admitted)
+    assert not b.all(Admitted)
+    assert a.granted("f").in_sync == (a.replica, c.replica)
+
+
+def test_a_replica_that_comes_back_with_the_newest_version_is_admitted_at_once(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    grant = a.granted("f")
+    a.release(grant, FIRST, (a, b), changed=True)
+    b.say(Goodbye)
+    a.release(a.granted("f"), FIRST)
+    again = Guest(desk, "b", "0" * 16)
+    again.hello(replica=b.replica, start_count=2, heads={"f": Head(FIRST, grant.token, {})})
+    again.got(Admitted)
+    assert not again.all(Learn)
+
+
+def test_a_live_member_is_asked_to_settle_for_a_learner(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    a.granted("f")
+    a.say(Goodbye)
+    assert not b.all(Settle)
+    desk.join("c")
+    assert b.got(Settle).file == "f"
+    desk.join("d")
+    assert not b.all(Settle)
+    grant = b.granted("f")
+    assert grant.clean is None
+    b.release(grant, EMPTY, (b,))
+    assert b.granted("f").clean == EMPTY
+
+
+def test_a_learner_hears_of_its_sources_when_one_comes_back(desk: Desk) -> None:
+    a = desk.join("a")
+    a.release(a.granted("f"), FIRST, (a,), changed=True)
+    a.say(Goodbye)
+    b = desk.join("b")
+    assert b.got(Learn).sources == ()
+    b.acquire("f", wait_ms=0)
+    assert "only absent clients hold the newest version of f: a" in b.got(Refused).reason
+    again = Guest(desk, "a", "0" * 16)
+    again.hello(replica=a.replica, start_count=2, heads={"f": Head(FIRST, FIRST.token, {})})
+    assert b.got(Learn).sources == (a.replica,)
+    b.acquire("f", wait_ms=0)
+    assert "still catching up" in b.got(Refused).reason
+
+
+def test_a_holder_drops_the_silent_durably_and_they_learn_again(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    grant = a.granted("f")
+    desk.effects = []
+    a.say(Drop, 50, "f", grant.token, (a.replica, b.replica))
+    answer = a.got(InSync)
+    assert (answer.current, answer.in_sync) == (True, (a.replica,))
+    assert isinstance(desk.effects[0], Persist)
+    assert b.got(Learn).sources == (a.replica,)
+    a.release(grant, FIRST, (a,), changed=True)
+    assert a.granted("f").clean == FIRST
+
+
+def test_nobody_but_the_holder_drops(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    grant = a.granted("f")
+    b.say(Drop, 50, "f", grant.token, (a.replica,))
+    assert b.got(InSync).current is False
+    assert set(desk.core.locks["f"].file.in_sync) == {a.replica, b.replica}  # type: ignore[union-attr]
+
+
+# The queue beside a dumb model
+
+
+class Model:
+    """A lock as two lists: who waits, in order, and who holds."""
+
+    def __init__(self) -> None:
+        self.waiting: list[tuple[int, Mode]] = []
+        self.holding: list[tuple[int, Mode]] = []
+
+    def ask(self, client: int, mode: Mode) -> None:
+        self.waiting.append((client, mode))
+        self._let_in()
+
+    def leave(self, client: int) -> None:
+        self.waiting = [entry for entry in self.waiting if entry[0] != client]
+        self.holding = [entry for entry in self.holding if entry[0] != client]
+        self._let_in()
+
+    def _let_in(self) -> None:
+        while self.waiting and (not self.holding or self.waiting[0][1] == "shared" == self.holding[0][1]):
+            self.holding.append(self.waiting.pop(0))
+
+
+MODES: tuple[Mode, ...] = ("exclusive", "shared")
+WAYS_OUT = ("release or cancel", "cancel", "wait over")
+
+
+@given(
+    st.sampled_from(["file", "plain"]),
+    st.lists(st.tuples(st.integers(0, 5), st.sampled_from(MODES), st.sampled_from(WAYS_OUT)), max_size=40),
+)
+def test_the_queue_does_what_two_lists_would(kind: Kind, steps: list[tuple[int, Mode, str]]) -> None:
+    desk, model = Desk(), Model()
+    guests = [desk.join(f"c{number}") for number in range(6)]
+    asked: dict[int, int] = {}
+    for number, mode, way_out in steps:
+        guest = guests[number]
+        if number not in asked:
+            asked[number] = guest.acquire("l", mode, kind, 60_000)
+            model.ask(number, mode)
+        else:
+            hold = next((hold for hold in _holds(desk) if hold.session == guest.session), None)
+            if hold is not None and way_out == "release or cancel":
+                guest.say(Release, 900, "l", hold.token, EMPTY, {}, False, (), False)
+            elif hold is None and way_out == "wait over":
+                desk.core._wait_over(desk.core.sessions[guest.session], asked[number], desk.now_ns)
+            else:
+                guest.say(Cancel, asked[number])
+            del asked[number]
+            model.leave(number)
+        lock = desk.core.locks.get("l")
+        waiting = [(waiter.session, waiter.mode) for waiter in lock.queue.values()] if lock else []
+        assert waiting == [(guests[each].session, mode) for each, mode in model.waiting]
+        holding = sorted((hold.session, hold.mode) for hold in _holds(desk))
+        assert holding == sorted((guests[each].session, mode) for each, mode in model.holding)
+    tokens = [line.token for line in desk.lines() if line.event == "grant"]
+    assert tokens == sorted(set(tokens))
+
+
+def _holds(desk: Desk) -> list[Hold]:
+    return list(desk.core.locks["l"].holds.values()) if "l" in desk.core.locks else []
