@@ -241,20 +241,20 @@ class Archive:
     def _read(self, work: Callable[[Database], Result]) -> Result:
         """Return what `work` reads from the journal as it is at one moment."""
         for _ in range(ATTEMPTS_MAX):
-            failure: StorageError | FatalStorageError | HistoryError | None = None
+            failure: HistoryError | None = None
             try:
                 self._database.rows("BEGIN")
                 try:
                     result = work(self._database)
                 finally:
                     self._database.rows("ROLLBACK")
-            except (StorageError, FatalStorageError, HistoryError) as error:
+            except HistoryError as error:
                 failure = error
+            except (StorageError, FatalStorageError) as error:
+                failure = HistoryError(str(error))
             if self._frozen is None or self._frozen == self._identity():
                 if failure is not None:
-                    raise (
-                        failure if isinstance(failure, HistoryError) else HistoryError(str(failure))
-                    ) from failure
+                    raise failure
                 return result
             self._connect()
         raise HistoryError(f"{self._path} changes all the time; try again")

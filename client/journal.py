@@ -52,6 +52,9 @@ class Journal:
             self._files[name] = file = JournalFile(*row)
             seq = database.head(file.id)
             file.version, file.clock = database.version(file.id, seq)
+            # An op under a new token promises and follows it without a word in the file's row.
+            file.promised = max(file.promised, file.version.token)
+            file.follows = max(file.follows, file.version.token)
             file.length = FileOps(database, file.id).length(seq) if seq else 0
 
     @classmethod
@@ -221,7 +224,8 @@ class Journal:
         changes_ops = bool(change.records) or change.keep < before.version.seq
         if not (is_new or changes_ops or before.promised != change.promised or before.follows != change.follows):
             return
-        if before.unsynced_ops >= SYNC_OPS:
+        sync = before.unsynced_ops >= SYNC_OPS
+        if sync:
             self._sync(name)
             before.note_synced()  # which the transaction makes durable
         planned = plan(
@@ -230,6 +234,7 @@ class Journal:
             change,
             lambda start, stop: self._read_view(name, start, stop),
             is_new=is_new,
+            row_differs=sync,
         )
         self._commit(planned.statements)
         if changes_ops:

@@ -90,9 +90,11 @@ def plan(
     read: Callable[[int, int], bytes],
     *,
     is_new: bool,
+    row_differs: bool,
 ) -> Plan:
     """Work out a Persist. `read` returns the plain file's bytes [start, stop). Raises StorageError.
 
+    `row_differs` tells that what is synced has changed since the file's row was written.
     An op at the file's end reads nothing: it removes nothing, and the lows that it needs are in memory.
     """
     keep, seq = change.keep, before.version.seq
@@ -134,5 +136,9 @@ def plan(
         before.unsynced_ops + len(change.records) + len(undone_rows),
         lows,
     )
-    statements.append((INSERT_FILE, (*after.row(), change.file)) if is_new else (UPDATE_FILE, after.row()))
+    if is_new:
+        statements.append((INSERT_FILE, (*after.row(), change.file)))
+    elif row_differs or not (change.promised == change.follows == version.token and keep == seq and change.records):
+        statements.append((UPDATE_FILE, after.row()))
+    # else the newest op's token tells both of the file's, and the common op costs one row, not two.
     return Plan(change, is_new, statements, undone_rows, end, after)

@@ -140,6 +140,9 @@ class Database:
         """Do all the statements or none, in one transaction. Raises StorageError or FatalStorageError."""
         execute = self._connection.execute
         try:
+            if len(statements) == 1:
+                execute(*statements[0])  # a transaction of its own, without the words around it
+                return
             execute("BEGIN IMMEDIATE")
             for statement, values in statements:
                 execute(statement, values)

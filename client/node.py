@@ -46,11 +46,10 @@ from common.clock import merge
 from common.diagnostics import Diagnostics, Strangers
 from common.errors import EXIT_CRASHED, CommandError, refused, wrong_use
 from common.eventlog import format_event
-from common.limits import INBOX_BATCH_MAX
 from common.messages import FromLockd, FromReplica, ToReplica
 from common.moments import SteadyClock
 from common.names import client_name_problem
-from common.sockets import caller, connect, fan, listener
+from common.sockets import caller, connect, fan, listener, receive, send
 from common.wire import WireError, decode, encode
 
 Durability = Literal["disk", "memory"]
@@ -221,24 +220,24 @@ class Node:
 
     def step(self, until_ns: int | None = None) -> None:
         """Wait for something to do, until `until_ns` at most, and do it. Raises CommandError."""
-        deadline = self._core.deadline_ns()
-        if until_ns is not None:
-            deadline = until_ns if deadline is None else min(deadline, until_ns)
-        timeout_ms = POLL_MS_MAX
-        if deadline is not None:
-            left_ns = deadline - self.now_ns()
-            timeout_ms = 0 if left_ns <= 0 else min(POLL_MS_MAX, left_ns // 1_000_000 + 1)
-        ready = dict(self._poller.poll(timeout_ms))
-        if self._lockd in ready:
-            self._drain_lockd()
-        if self._fan is not None and self._fan in ready:
-            self._drain_fan(self._fan)
-        if self._listener in ready:
-            self._drain_listener()
-        if self._desk is not None:
-            self._desk.serve(ready)
-        core_deadline = self._core.deadline_ns()
-        if core_deadline is not None and core_deadline <= self.now_ns():
+        due_ns = self._core.deadline_ns()
+        now_ns = self.now_ns()
+        due = due_ns is not None and due_ns <= now_ns
+        timeout_ms = 0
+        if not due:
+            until = [at for at in (due_ns, until_ns) if at is not None]
+            timeout_ms = min(POLL_MS_MAX, max(0, (min(until) - now_ns) // 1_000_000 + 1)) if until else POLL_MS_MAX
+        ready = self._poller.poll(timeout_ms)
+        for source, _ in ready:
+            if source is self._lockd:
+                self._from_lockd(receive(self._lockd))
+            elif source is self._fan:
+                self._from_fan(receive(self._fan))
+            elif source is self._listener:
+                self._from_listener(receive(self._listener))
+        if self._desk is not None and ready:
+            self._desk.serve(dict(ready))
+        if due:
             self._feed(Timer())
         if self._join_refused:
             raise refused(f"lockd refused {self._identity.name}: {self._join_refused}")
@@ -261,46 +260,31 @@ class Node:
 
     # Messages in
 
-    def _drain_lockd(self) -> None:
-        for _ in range(INBOX_BATCH_MAX):
-            try:
-                frame = self._lockd.recv(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                message: FromLockd = decode(frame, FromLockd)  # type: ignore[arg-type]
-            except WireError as error:
-                self._malformed(b"lockd", error)
-                continue
-            self._feed(FromDaemon(message))
+    def _from_lockd(self, frames: list[bytes]) -> None:
+        try:
+            message: FromLockd = decode(frames[-1], FromLockd)  # type: ignore[arg-type]
+        except WireError as error:
+            self._malformed(b"lockd", error)
+            return
+        self._feed(FromDaemon(message))
 
-    def _drain_fan(self, fan: zmq.Socket[bytes]) -> None:
-        for _ in range(INBOX_BATCH_MAX):
-            try:
-                frames = fan.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                message: FromReplica = decode(frames[-1], FromReplica)  # type: ignore[arg-type]
-            except WireError as error:
-                self._malformed(frames[0], error)
-                continue
-            self._feed(PeerAnswer(frames[0][:16].decode("ascii", "replace"), message))
+    def _from_fan(self, frames: list[bytes]) -> None:
+        try:
+            message: FromReplica = decode(frames[-1], FromReplica)  # type: ignore[arg-type]
+        except WireError as error:
+            self._malformed(frames[0], error)
+            return
+        self._feed(PeerAnswer(frames[0][:16].decode("ascii", "replace"), message))
 
-    def _drain_listener(self) -> None:
-        for _ in range(INBOX_BATCH_MAX):
-            try:
-                frames = self._listener.recv_multipart(zmq.NOBLOCK)
-            except zmq.Again:
-                return
-            try:
-                if len(frames) != 2:
-                    raise WireError(f"it has {len(frames) - 1} frames, not one")
-                message: ToReplica = decode(frames[1], ToReplica)  # type: ignore[arg-type]
-            except WireError as error:
-                self._malformed(frames[0], error)
-                continue
-            self._feed(FromPeer(frames[0], message))
+    def _from_listener(self, frames: list[bytes]) -> None:
+        try:
+            if len(frames) != 2:
+                raise WireError(f"it has {len(frames) - 1} frames, not one")
+            message: ToReplica = decode(frames[1], ToReplica)  # type: ignore[arg-type]
+        except WireError as error:
+            self._malformed(frames[0], error)
+            return
+        self._feed(FromPeer(frames[0], message))
 
     def _malformed(self, sender: bytes, error: WireError) -> None:
         if self._strangers.count(sender):
@@ -320,18 +304,18 @@ class Node:
         """Do the effects in order; return what the core asks for after a Persist, the last of them."""
         for effect in effects:
             match effect:
-                case SendLockd(message):
-                    self._send(self._lockd, (encode(message),), "lockd")
-                case SendReplica(replica, push):
-                    route = self._routes.get(replica)
+                case SendLockd():
+                    self._send(self._lockd, encode(effect.message))
+                case SendReplica():
+                    route = self._routes.get(effect.replica)
                     if route is not None and self._fan is not None:
-                        self._send(self._fan, (route, self._encode_once(push)), replica)
-                case Answer(route, answer):
-                    self._send(self._listener, (route, encode(answer)), "a replica")
-                case Log(time_us, host, clock, verb, values):
-                    self._append(format_event(time_us, host, clock, verb, values))
-                case Persist(ticket):
-                    return self._persist(effect, ticket)
+                        self._send(self._fan, route, self._encode_once(effect.message))
+                case Answer():
+                    self._send(self._listener, effect.route, encode(effect.message))
+                case Log():
+                    self._append(format_event(effect.time_us, effect.host, effect.clock, effect.verb, effect.values))
+                case Persist():
+                    return self._persist(effect, effect.ticket)
                 case ReadFile(op, file):
                     self._read(op, file)
                 case Finished(op):
@@ -341,7 +325,7 @@ class Node:
                 case Disconnect(replica):
                     self._disconnect(replica)
                 case Remember(replica, host, group, epoch):
-                    self._identity.replica = replica
+                    self._route = replica + self._identity.incarnation
                     self._remember(replica, host, group, epoch)
                 case Joined():
                     self._joined = True
@@ -355,11 +339,11 @@ class Node:
                     assert_never(effect)
         return []
 
-    def _send(self, target: zmq.Socket[bytes], frames: tuple[bytes, ...], whom: str) -> None:
+    def _send(self, target: zmq.Socket[bytes], *frames: bytes) -> None:
         try:
-            target.send_multipart(frames, zmq.NOBLOCK)
+            send(target, *frames)
         except zmq.Again:
-            self._diagnostics.note(f"{whom} does not read its messages; one was dropped")
+            self._diagnostics.note("a message was dropped: its receiver does not read what it is sent")
         except zmq.ZMQError as error:
             if error.errno != zmq.EHOSTUNREACH:
                 raise

@@ -177,7 +177,7 @@ class Follower:
 
     def report_all(self) -> None:
         """Tell lockd of every file that we still learn; it answers with sources or an admission."""
-        for file in self.learning:
+        for file in sorted(self.learning):
             self._report(file)
 
     def _common(

@@ -35,8 +35,5 @@ ANSWERS_KEPT_MAX: Final = 64
 QUEUE_MESSAGES_MAX: Final = 100_000
 """ZeroMQ high-water mark, per connection and direction."""
 
-INBOX_BATCH_MAX: Final = 256
-"""How many messages a driver takes from one socket before it looks at the others."""
-
 LOG_TEXT_LENGTH_MAX: Final = 120
 """A text in an event log is cut, with an ellipsis, beyond so many characters."""

@@ -63,6 +63,7 @@ def file_name_problem(name: str) -> str | None:
     return None
 
 
+@lru_cache(maxsize=4096)
 def lock_name_problem(name: str) -> str | None:
     """Tell what is wrong with the name of a lock without a file."""
     if not name:

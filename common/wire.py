@@ -77,12 +77,10 @@ def decode(frame: bytes, expected: type[Message]) -> Message:
         entry = _READERS.get(code) if type(code) is int else None
         if entry is None:
             raise WireError(f"it has the unknown number {code!r}")
-        kind, readers = entry
+        kind, read = entry
         if kind not in _members(expected):
             raise WireError(f"a {kind.__name__} does not belong here")
-        if len(values) != len(readers) + 2:
-            raise WireError(f"a {kind.__name__} has {len(readers)} fields, not {len(values) - 2}")
-        message: Message = kind(*[read(value) for read, value in zip(readers, values[2:], strict=True)])
+        message: Message = read(values[2:])
         return message
     except WireError:
         raise
@@ -100,9 +98,11 @@ def version_after(previous: Version, record: Record) -> Version:
     return Version(record.seq, record.token, chain(previous.hash, encode_record(record)))
 
 
+_packer: Final = msgpack.Packer(use_bin_type=True)
+
+
 def _pack(value: object) -> bytes:
-    packed = msgpack.packb(value, use_bin_type=True)
-    assert isinstance(packed, bytes)
+    packed: bytes = _packer.pack(value)
     return packed
 
 
@@ -113,8 +113,11 @@ def _unpack(data: bytes) -> Any:
 # Readers: one for each kind of field, made once from the dataclasses' annotations.
 
 
+_INTEGER_END: Final = 1 << 63
+
+
 def _integer(value: Any) -> int:
-    if type(value) is not int or not 0 <= value < 1 << 63:
+    if type(value) is not int or not 0 <= value < _INTEGER_END:
         raise WireError("a number is out of range")
     return value
 
@@ -229,13 +232,25 @@ _REPLICAS: Final = ("in_sync", "learners", "sources", "acked", "replicas")
 
 
 def _dataclass_reader(kind: type) -> Read:
+    """Return what checks the list of a dataclass's values, and makes one of it; integers, the most, in line."""
     hints = get_type_hints(kind)
-    readers = [_reader(hints[field.name], field.name) for field in fields(kind)]
+    names = [field.name for field in fields(kind)]
+    count = len(names)
+    integers = [place for place, name in enumerate(names) if hints[name] is int]
+    readers = [(place, _reader(hints[name], name)) for place, name in enumerate(names) if hints[name] is not int]
 
-    def read(value: Any) -> Any:
-        if type(value) is not list or len(value) != len(readers):
+    def read(values: Any) -> Any:
+        if type(values) is not list:
             raise WireError(f"a {kind.__name__} is malformed")
-        return kind(*[inner(item) for inner, item in zip(readers, value, strict=True)])
+        if len(values) != count:
+            raise WireError(f"a {kind.__name__} has {count} fields, not {len(values)}")
+        for place in integers:
+            value = values[place]
+            if type(value) is not int or not 0 <= value < _INTEGER_END:
+                raise WireError("a number is out of range")
+        for place, inner in readers:
+            values[place] = inner(values[place])
+        return kind(*values)
 
     return read
 
@@ -324,18 +339,17 @@ def _plan(kind: type, start: int) -> tuple[Read, list[tuple[int, Read]]]:
 
 
 _write_record: Final = _dataclass_writer(Record)
-_READERS: Final[dict[int, tuple[Any, list[Read]]]] = {}
+_READERS: Final[dict[int, tuple[Any, Read]]] = {}
 _WRITERS: Final[dict[type, tuple[int, Read, list[tuple[int, Read]]]]] = {}
 for _code, _kind in _CODES.items():
-    _hints = get_type_hints(_kind)
-    _READERS[_code] = (_kind, [_reader(_hints[field.name], field.name) for field in fields(_kind)])
+    _READERS[_code] = (_kind, _dataclass_reader(_kind))
     _WRITERS[_kind] = (_code, *_plan(_kind, 2))
 
-_unions: Final[dict[Any, frozenset[type]]] = {}
+_unions: Final[dict[int, frozenset[type]]] = {}
 
 
 def _members(union: Any) -> frozenset[type]:
-    found = _unions.get(union)
+    found = _unions.get(id(union))  # unions are constants of a module; hashing one costs as much as decoding
     if found is None:
-        found = _unions[union] = frozenset(get_args(union) or (union,))
+        found = _unions[id(union)] = frozenset(get_args(union) or (union,))
     return found

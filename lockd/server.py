@@ -10,17 +10,17 @@ import zmq
 from common.diagnostics import Diagnostics, Strangers
 from common.errors import EXIT_CRASHED, CommandError, refused
 from common.grantlog import format_grant
-from common.limits import INBOX_BATCH_MAX
+from common.limits import QUEUE_MESSAGES_MAX
 from common.messages import ToLockd
 from common.moments import SteadyClock
 from common.signals import Signals
-from common.sockets import listener
+from common.sockets import listener, receive, send
 from common.wire import WireError, decode, encode
 from lockd.core import Lockd
 from lockd.effects import Effect, LogGrant, Note, Persist, Send
 from lockd.state import State, StateError
 
-_POLL_MS_MAX: Final = 60_000
+_WAIT_MS_MAX: Final = 512
 _IPC: Final = "ipc://"
 
 
@@ -64,25 +64,21 @@ class Server:
         self.epoch = self._core.epoch
         self._clock = SteadyClock()
         self._strangers = Strangers()
+        self._wait_ms = -1
 
     def serve(self, signals: Signals) -> None:
         """Serve until SIGINT or SIGTERM; then end in good order."""
         self._log.note(f"epoch {self.epoch} begins on {', '.join(self.endpoints)}")
-        poller = zmq.Poller()
-        poller.register(self._socket, zmq.POLLIN)
-        poller.register(signals.descriptor, zmq.POLLIN)
         while signals.caught is None:
-            if self._drain():
+            left_ns = self._left_ns()
+            if left_ns <= 0:
+                self._drain()
+                self._do(self._core.handle_timer(self._clock.now_ns()))
                 continue
-            deadline_ns = self._core.deadline_ns()
-            timeout_ms = _POLL_MS_MAX
-            if deadline_ns is not None:
-                left_ns = deadline_ns - self._clock.now_ns()
-                if left_ns <= 0:
-                    self._do(self._core.handle_timer(self._clock.now_ns()))
-                    continue
-                timeout_ms = min(timeout_ms, left_ns // 1_000_000 + 1)
-            poller.poll(timeout_ms)
+            self._wait_at_most(left_ns // 1_000_000 + 1)
+            frames = signals.receive(self._socket)
+            if frames is not None:
+                self._take_in(frames)
         self._do(self._core.stop(self._clock.now_ns()))
         malformed = f"; {self._strangers.total} malformed messages were dropped" if self._strangers.total else ""
         self._log.note(f"epoch {self.epoch} ends{malformed}")
@@ -97,35 +93,48 @@ class Server:
         self._log.close()
         os.close(self._grants)
 
-    def _drain(self) -> bool:
-        """Take in what has come; return whether there may be more."""
-        for _ in range(INBOX_BATCH_MAX):
+    def _left_ns(self) -> int:
+        deadline_ns = self._core.deadline_ns()
+        return _WAIT_MS_MAX * 1_000_000 if deadline_ns is None else deadline_ns - self._clock.now_ns()
+
+    def _wait_at_most(self, wait_ms: int) -> None:
+        """Let the next receive wait so long, in steps of a power of two, so that the option seldom changes."""
+        wait_ms = min(_WAIT_MS_MAX, 1 << wait_ms.bit_length() - 1)
+        if wait_ms != self._wait_ms:
+            self._socket.set(zmq.RCVTIMEO, wait_ms)
+            self._wait_ms = wait_ms
+
+    def _drain(self) -> None:
+        """Take in what has come: a keepalive that is here already counts before its lease can run out."""
+        for _ in range(QUEUE_MESSAGES_MAX):
             try:
-                frames = self._socket.recv_multipart(zmq.NOBLOCK)
+                frames = receive(self._socket)
             except zmq.Again:
-                return False
-            try:
-                if len(frames) != 2:
-                    raise WireError(f"it has {len(frames) - 1} frames, not one")
-                message: ToLockd = decode(frames[1], ToLockd)  # type: ignore[arg-type]
-            except WireError as error:
-                if self._strangers.count(frames[0]):
-                    self._log.note(f"dropped a message of {frames[0].hex()}: {error}")
-                continue
-            self._do(self._core.handle(frames[0], message, self._clock.now_ns()))
-        return True
+                return
+            self._take_in(frames)
+
+    def _take_in(self, frames: list[bytes]) -> None:
+        try:
+            if len(frames) != 2:
+                raise WireError(f"it has {len(frames) - 1} frames, not one")
+            message: ToLockd = decode(frames[1], ToLockd)  # type: ignore[arg-type]
+        except WireError as error:
+            if self._strangers.count(frames[0]):
+                self._log.note(f"dropped a message of {frames[0].hex()}: {error}")
+            return
+        self._do(self._core.handle(frames[0], message, self._clock.now_ns()))
 
     def _do(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Send(route, message):
-                    self._send(route, encode(message))
-                case LogGrant(line):
-                    self._log_grant(format_grant(line))
-                case Persist(changes):
-                    self._state.write(changes)
-                case Note(text):
-                    self._log.note(text)
+                case Send():
+                    self._send(effect.route, encode(effect.message))
+                case LogGrant():
+                    self._log_grant(format_grant(effect.line))
+                case Persist():
+                    self._state.write(effect.changes)
+                case Note():
+                    self._log.note(effect.text)
                 case _:
                     assert_never(effect)
 
@@ -139,7 +148,7 @@ class Server:
 
     def _send(self, route: bytes, frame: bytes) -> None:
         try:
-            self._socket.send_multipart((route, frame), zmq.NOBLOCK)
+            send(self._socket, route, frame)
         except zmq.Again:
             self._log.note(f"{route.hex()} does not read its messages; one was dropped")
         except zmq.ZMQError as error:

@@ -1,10 +1,13 @@
 """Histories of one file for the tests of the storage: a dumb model, and the changes that lead to each state."""
 
+import errno
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -12,7 +15,7 @@ from hypothesis import strategies as st
 
 import client.journal
 from client.effects import FileState, Persist
-from client.journal import Journal
+from client.journal import Durability, Journal
 from client.plainfiles import PlainFiles
 from common.messages import Head
 from common.records import EMPTY, Record, Verb, Version, splice
@@ -136,6 +139,19 @@ def tell(storage: Storage, steps: Sequence[Step]) -> Story:
     return story
 
 
+def go_on(story: Story) -> Persist:
+    """Return the next change of a history without end, always the same, with everything in it."""
+    verb = ("write", "update", "write", "restore")[story.tickets % 4]
+    return story.change(Edit(verb, "a line", story.tickets // 2), back=story.tickets % 7 // 6)
+
+
+def open_journal(directory: Path, durability: Durability = "memory") -> Journal:
+    """Open a journal of which nothing is to be repaired."""
+    journal, notes = Journal.open(directory, durability)
+    assert notes == ()
+    return journal
+
+
 def plain(directory: Path) -> bytes:
     """Return the plain file's bytes."""
     return (directory / "files" / FILE).read_bytes()
@@ -172,6 +188,28 @@ def after_power_cuts(states: Sequence[bytes], mix: Random) -> Iterator[bytes]:
     yield from states
     length = len(mix.choice(states))
     yield bytes([mix.choice([state[at] for state in states if at < len(state)]) for at in range(length)])
+
+
+class FullDisk:
+    """os.pwrite on a disk that fills up after so many bytes; it then fails so often."""
+
+    def __init__(self, bytes_left: int, failures: int) -> None:
+        """Begin with room for `bytes_left` bytes."""
+        self._left = bytes_left
+        self._failures = failures
+        self._pwrite = os.pwrite
+
+    def __call__(self, descriptor: int, data: Any, offset: int) -> int:
+        """Write what there is room for."""
+        if len(data) <= self._left or not self._failures:
+            self._left -= len(data)
+            return self._pwrite(descriptor, data, offset)
+        if self._left > 0:
+            written = self._pwrite(descriptor, data[: self._left], offset)
+            self._left = 0
+            return written
+        self._failures -= 1
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 _TEXTS = st.text("abcdefgh é", max_size=6)

@@ -519,13 +519,17 @@ def test_the_own_count_goes_on_without_a_gap(group: Group) -> None:
 
 
 def pausing(group: Group, verb: str = "write") -> tuple[Child, Child, Child, Child]:
-    """Start lockd, a, b and an op that a carries out and that cannot end: b is stopped, or for a read lockd."""
-    lockd = group.lockd("--ttl", "1s")
+    """Start lockd, a, b and an op that a carries out and that cannot end: b is stopped, or for a read lockd.
+
+    A write would end once b is dropped, which takes two thirds of a lease.
+    """
+    lockd = group.lockd("--ttl", "4s")
     a, b = group.serving("a"), group.serving("b")
     group.op("a", "write", "one")
+    until(lambda: not has_connection(a), "that order is over")
     (b if verb == "write" else lockd).send(signal.SIGSTOP)
     more = ["two"] if verb == "write" else []
-    op = group.start("client", verb, "notes.txt", *more, "--data", "a", "--wait", "5s")
+    op = group.start("client", verb, "notes.txt", *more, "--data", "a", "--wait", "10s")
     if verb == "write":
         until(lambda: events_of(group, "a")[-1].values["seq"] == "2", "the op is logged, and so pushed")
     else:
@@ -573,6 +577,7 @@ def test_a_change_under_way_is_unknown_when_lockd_ends(group: Group, number: sig
     assert a.running
     b.send(signal.SIGCONT)
     group.lockd("--bind", group.endpoint)
+    noted(group, "b", "joined as b", 2)
     assert group.op("b", "read").content == b"one\ntwo\n"
 
 

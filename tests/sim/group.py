@@ -159,12 +159,12 @@ class Group:
         self.plan = plan
         random = Random(~plan.seed)
         self.schedule = Schedule()
-        network = Network(self.schedule, random, plan.delay_ns, plan.delay_ns_max)
+        self.network = Network(self.schedule, random, plan.delay_ns, plan.delay_ns_max)
         directories = [
             Directory(client.name, ShortAnswers(random.randbytes, plan.fetch_bytes_max)) for client in plan.clients
         ]
         self.watch = Watch(directories, plan.delay_ns_max // 1000 + 1000)
-        self.world = World(self.schedule, network, self)
+        self.world = World(self.schedule, self.network, self)
         self.lockd = LockdProcess(self.world, plan.ttl_ns)
         self.actors = [
             Actor(self, client, directory, random) for client, directory in zip(plan.clients, directories, strict=True)
@@ -218,7 +218,7 @@ class Group:
             watch.check()
 
     def _at_rest(self) -> bool:
-        return not self.world.network.in_flight and all(actor.at_rest for actor in self.actors) and not self._why_not()
+        return not self.network.in_flight and all(actor.at_rest for actor in self.actors) and not self._why_not()
 
     def _why_not(self) -> str:
         live = {actor.directory.replica: actor for actor in self.actors if actor.process is not None}

@@ -2,15 +2,24 @@
 
 from collections.abc import Callable
 from random import Random
-from typing import Final
+from typing import Final, Protocol
 
 from tests.sim.schedule import Schedule
 
 Connection = tuple[str, bytes, bytes]
 """One direction of one connection: what it is for, from whom, to whom."""
 
+Arrive = Callable[[Connection, bytes], None]
+
 _LONG: Final = 0.97
 """How many of the messages take no unusual time."""
+
+
+class Carrier(Protocol):
+    """What brings frames from one process to another."""
+
+    def send(self, connection: Connection, frame: bytes, arrive: Arrive) -> None:
+        """Bring `frame` to the other end, and call `arrive` there."""
 
 
 class Network:
@@ -26,7 +35,7 @@ class Network:
         self.in_flight = 0
         self.carried = 0
 
-    def send(self, connection: Connection, frame: bytes, arrive: Callable[[Connection, bytes], None]) -> None:
+    def send(self, connection: Connection, frame: bytes, arrive: Arrive) -> None:
         """Bring `frame` to the other end."""
         # The square of a uniform draw: mostly short, at times three times the average; few take very long.
         draw = self._random()
@@ -39,7 +48,7 @@ class Network:
         self.in_flight += 1
         self._schedule.at(arrival_ns, self._arrive, connection, frame, arrive)
 
-    def _arrive(self, connection: Connection, frame: bytes, arrive: Callable[[Connection, bytes], None]) -> None:
+    def _arrive(self, connection: Connection, frame: bytes, arrive: Arrive) -> None:
         self.in_flight -= 1
         self.carried += 1
         arrive(connection, frame)

@@ -42,7 +42,7 @@ from lockd import effects as lockd_effects
 from lockd.core import Lockd
 from lockd.effects import Durable, InSyncChanged, LogGrant, ReplicaSeen, Send, SessionEnded, SessionOpened
 from tests.doubles import MemoryJournal
-from tests.sim.network import Connection, Network
+from tests.sim.network import Carrier, Connection
 from tests.sim.schedule import Schedule
 
 LOCKD = b"lockd"
@@ -74,7 +74,7 @@ class World:
     """What all processes of a simulation share."""
 
     schedule: Schedule
-    network: Network
+    network: Carrier
     observer: Observer
     trace: Trace = field(default_factory=lambda: deque(maxlen=50))
     clients: dict[bytes, "ClientProcess"] = field(default_factory=dict)

@@ -44,7 +44,7 @@ def run_seed(seed: int) -> Figures:
             f"again: python -m tests.sim --seed {seed}\n{show_trace(group.world.trace)}"
         ) from error
     ops = sum(len(actor.done) for actor in group.actors)
-    return Figures(ops, group.schedule.steps, group.world.network.carried, group.elapsed_ns)
+    return Figures(ops, group.schedule.steps, group.network.carried, group.elapsed_ns)
 
 
 def show_trace(trace: Trace) -> str:

@@ -1,9 +1,10 @@
 """What must hold after every step, whatever the seed."""
 
-from client.effects import Finished, Log, Persist
+from client.effects import Log, Persist
 from common.records import Version
 from common.tokens import format_token
 from lockd import effects as lockd_effects
+from lockd.locks import Lock
 from tests.sim.processes import Broken, ClientProcess, Directory, LockdProcess
 
 
@@ -11,6 +12,7 @@ class Watch:
     """Looks at all processes at once, which nobody in the group can.
 
     - tokens only rise, and an exclusive hold is alone at lockd;
+    - grants come in the order of requests, but for learners, who wait until they are admitted;
     - what lockd says of an in-sync set is durable;
     - no replica ever goes back in what it promised or follows;
     - what was acknowledged is a prefix of every in-sync replica's history, live or not;
@@ -22,12 +24,13 @@ class Watch:
         self._directories = directories
         self._clock_error_us_max = clock_error_us_max
         self._token = 0
+        self._queues: dict[str, list[tuple[int, int]]] = {}
         self._changed: set[str] = set()
         self._in_sync: dict[str, tuple[str, ...]] = {}
         self._tokens: dict[tuple[str, str], tuple[int, int]] = {}
 
     def lockd_stepped(self, lockd: LockdProcess, effects: list[lockd_effects.Effect]) -> None:
-        """Check tokens, holds and in-sync sets."""
+        """Check tokens, holds, turns and in-sync sets."""
         for effect in effects:
             if isinstance(effect, lockd_effects.LogGrant) and effect.line.event == "grant":
                 if effect.line.token <= self._token:
@@ -37,11 +40,23 @@ class Watch:
             if len(lock.holds) > 1 and any(hold.mode == "exclusive" for hold in lock.holds.values()):
                 raise Broken(f"{lock.name} is held exclusively, and not alone: {lock.holds}")
             assert lock.file is not None
+            self._check_turns(lockd, lock, lock.file.in_sync)
             if lock.file.in_sync != lockd.disk.in_sync[lock.name]:
                 raise Broken(f"the in-sync set of {lock.name} is not durable")
             if lock.file.in_sync != self._in_sync.get(lock.name):
                 self._in_sync[lock.name] = lock.file.in_sync
                 self._changed.add(lock.name)
+
+    def _check_turns(self, lockd: LockdProcess, lock: Lock, in_sync: tuple[str, ...]) -> None:
+        granted = {(hold.session, hold.request) for hold in lock.holds.values()}
+        before = self._queues.get(lock.name, [])
+        last = max((place for place, key in enumerate(before) if key in granted), default=0)
+        for session, request in before[:last]:
+            if (session, request) in lock.queue:
+                member = lockd.core.sessions[session].member
+                if member is not None and member.replica in in_sync:
+                    raise Broken(f"{lock.name}: request {request} of {member.host} was passed over")
+        self._queues[lock.name] = list(lock.queue)
 
     def logged(self, client: ClientProcess, effect: Log) -> None:
         """Check network time."""
@@ -60,9 +75,6 @@ class Watch:
             )
         self._tokens[key] = effect.promised, effect.follows
         self._changed.add(effect.file)
-
-    def finished(self, client: ClientProcess, effect: Finished) -> None:
-        """Note what is acknowledged."""
 
     def acknowledge(self, file: str, version: Version) -> None:
         """Note that a user was told of this version: nothing before it may ever be lost."""
