@@ -6,12 +6,12 @@ and only then does the core act on it.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from common.clock import Clock
 from common.messages import FromLockd, FromReplica, Head, Member, ToLockd, ToReplica
 from common.records import Record, Version
+from common.values import dataclass
 
 OpVerb = Literal["read", "write", "update", "restore"]
 Outcome = Literal["ok", "failed", "unknown"]

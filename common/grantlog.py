@@ -1,10 +1,10 @@
 """The lines of lockd's grants.log, written and read: logfmt, one line per grant, release and expiry."""
 
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from common.eventlog import format_time, format_value, parse_pairs, parse_time
 from common.tokens import format_token, parse_token
+from common.values import dataclass
 
 GrantEvent = Literal["grant", "release", "expiry"]
 _EVENTS: Final[tuple[GrantEvent, ...]] = ("grant", "release", "expiry")

@@ -5,11 +5,11 @@ replicas, a token, which holds one. A `request` is a number that its sender does
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Literal
 
 from common.clock import Clock
 from common.records import Record, Version
+from common.values import dataclass
 
 Kind = Literal["file", "plain"]
 Mode = Literal["exclusive", "shared"]

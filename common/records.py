@@ -9,10 +9,10 @@ The content of every version is empty or ends in a newline; `splice` keeps it so
 """
 
 import hashlib
-from dataclasses import dataclass
 from typing import Final, Literal
 
 from common.clock import Clock
+from common.values import dataclass
 
 Verb = Literal["write", "update", "restore"]
 VERBS: Final[tuple[Verb, ...]] = ("write", "update", "restore")

@@ -4,10 +4,12 @@ Effects are done in their order. A Persist stands before everything that tells o
 change that a crash could take back.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass as mutable_dataclass
+from dataclasses import field
 
 from common.grantlog import GrantLine
 from common.messages import FromLockd
+from common.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ class InSyncChanged:
 Change = ReplicaSeen | SessionOpened | SessionEnded | InSyncChanged
 
 
-@dataclass(slots=True)
+@mutable_dataclass(slots=True)
 class Durable:
     """What lockd knows at its start: `epoch` is the new one, already on disk."""
 

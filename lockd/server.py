@@ -9,7 +9,7 @@ import zmq
 
 from common.diagnostics import Diagnostics, Strangers
 from common.errors import EXIT_CRASHED, CommandError, refused
-from common.grantlog import format_grant
+from common.grantlog import GrantLine, format_grant
 from common.limits import QUEUE_MESSAGES_MAX
 from common.messages import ToLockd
 from common.moments import SteadyClock
@@ -21,6 +21,8 @@ from lockd.effects import Effect, LogGrant, Note, Persist, Send
 from lockd.state import State, StateError
 
 _WAIT_MS_MAX: Final = 512
+_LINES_MAX: Final = 64
+"""So many lines of grants.log wait at most for a moment without messages; a kill of lockd can take them."""
 _IPC: Final = "ipc://"
 
 
@@ -65,6 +67,7 @@ class Server:
         self._clock = SteadyClock()
         self._strangers = Strangers()
         self._wait_ms = -1
+        self._lines: list[GrantLine] = []
 
     def serve(self, signals: Signals) -> None:
         """Serve until SIGINT or SIGTERM; then end in good order."""
@@ -75,11 +78,16 @@ class Server:
                 self._drain()
                 self._do(self._core.handle_timer(self._clock.now_ns()))
                 continue
+            if self._lines:
+                if not self._receive_now():
+                    self._write_lines()
+                continue
             self._wait_at_most(left_ns // 1_000_000 + 1)
             frames = signals.receive(self._socket)
             if frames is not None:
                 self._take_in(frames)
         self._do(self._core.stop(self._clock.now_ns()))
+        self._write_lines()
         malformed = f"; {self._strangers.total} malformed messages were dropped" if self._strangers.total else ""
         self._log.note(f"epoch {self.epoch} ends{malformed}")
 
@@ -107,11 +115,17 @@ class Server:
     def _drain(self) -> None:
         """Take in what has come: a keepalive that is here already counts before its lease can run out."""
         for _ in range(QUEUE_MESSAGES_MAX):
-            try:
-                frames = receive(self._socket)
-            except zmq.Again:
+            if not self._receive_now():
                 return
-            self._take_in(frames)
+
+    def _receive_now(self) -> bool:
+        """Take in one message if there is one; return whether there was."""
+        try:
+            frames = receive(self._socket)
+        except zmq.Again:
+            return False
+        self._take_in(frames)
+        return True
 
     def _take_in(self, frames: list[bytes]) -> None:
         try:
@@ -130,7 +144,9 @@ class Server:
                 case Send():
                     self._send(effect.route, encode(effect.message))
                 case LogGrant():
-                    self._log_grant(format_grant(effect.line))
+                    self._lines.append(effect.line)
+                    if len(self._lines) >= _LINES_MAX:
+                        self._write_lines()
                 case Persist():
                     self._state.write(effect.changes)
                 case Note():
@@ -138,9 +154,12 @@ class Server:
                 case _:
                     assert_never(effect)
 
-    def _log_grant(self, line: str) -> None:
+    def _write_lines(self) -> None:
+        """Write what came up for grants.log: while no message waits, for its sender waits for us."""
+        text = "".join([format_grant(line) + "\n" for line in self._lines])
+        self._lines.clear()
         try:
-            os.write(self._grants, line.encode() + b"\n")
+            os.write(self._grants, text.encode())
         except OSError as error:
             raise CommandError(
                 EXIT_CRASHED, f"grants.log cannot be written ({error.strerror}); make room, start again"
