@@ -16,6 +16,7 @@ from client.effects import Finished, Note, Outcome, ReadFile, SendReplica, Submi
 from client.shared import Shared
 from common.clock import Clock, merge
 from common.eventlog import shorten
+from common.limits import CHANGE_BYTES_MAX
 from common.messages import Acquire, Cancel, Drop, Fenced, Grant, InSync, Push, Refused, Release, Released
 from common.records import Record, Version, splice
 from common.tokens import format_token
@@ -62,9 +63,16 @@ class Holder:
 
     def deadline_ns(self) -> int | None:
         """Return when `tick` wants to be called, or None."""
-        deadlines = [op.silent_ns for op in self._ops if op.silent_ns is not None]
-        deadlines += [op.deadline_ns for op in self._ops if op.stage in ("queued", "waiting", "settling")]
-        return min(deadlines, default=None)
+        earliest: int | None = None
+        for op in self._ops:
+            due_ns = op.silent_ns
+            if op.stage == "queued" or op.stage == "settling":
+                due_ns = op.deadline_ns if due_ns is None else min(due_ns, op.deadline_ns)
+            elif op.stage == "waiting":
+                due_ns = op.deadline_ns + _ANSWER_MARGIN_NS
+            if due_ns is not None and (earliest is None or due_ns < earliest):
+                earliest = due_ns
+        return earliest
 
     def submit(self, submit: Submit) -> None:
         """Begin an op; ask for its lock as soon as a session is open."""
@@ -89,9 +97,12 @@ class Holder:
                 self._acquire(op)
 
     def session_lost(self, reason: str) -> None:
-        """End every op whose lock, or place in the queue, is void."""
+        """End every op whose lock is void; those that only waited for one wait for the next session."""
         for op in list(self._ops):
-            if op.stage != "queued":
+            if op.stage == "waiting" and op.submit is not None:
+                self._by_request.pop(op.request, None)
+                op.stage = "queued"
+            elif op.stage != "queued":
                 self._fail(op, reason, release=False)
 
     def leave(self, reason: str) -> None:
@@ -188,7 +199,7 @@ class Holder:
         for op in list(self._ops):
             if op.stage == "queued" and now_ns >= op.deadline_ns:
                 self._fail(op, "no session with lockd in time", release=False)
-            elif op.stage == "waiting" and now_ns >= op.deadline_ns:
+            elif op.stage == "waiting" and now_ns >= op.deadline_ns + _ANSWER_MARGIN_NS:
                 shared = self._shared
                 shared.tell_lockd(Cancel(shared.identity.epoch, shared.session, op.request))
                 self._fail(op, "lockd gave no answer in time", release=False)
@@ -208,7 +219,7 @@ class Holder:
     def _acquire(self, op: Op) -> None:
         shared = self._shared
         op.stage, op.request = "waiting", shared.request()
-        if op.submit is not None:
+        if op.submit is not None and not op.id:
             shared.identity.ops += 1
             op.id = f"{shared.identity.host}:{shared.identity.ops}"
         self._by_request[op.request] = op
@@ -216,7 +227,6 @@ class Holder:
         if op.submit is not None and op.submit.verb == "read":
             mode = "shared"
         wait_ns = max(0, op.deadline_ns - shared.now_ns)
-        op.deadline_ns += _ANSWER_MARGIN_NS
         shared.tell_lockd(
             Acquire(shared.identity.epoch, shared.session, op.request, op.file, "file", mode, wait_ns // 1_000_000)
         )
@@ -281,6 +291,13 @@ class Holder:
                 self._fail(op, f"{op.file} has versions 0 to {head.seq}, not {submit.of}")
                 return
             offset, inserted = shared.history.change_to(op.file, submit.of)
+            if len(inserted) > CHANGE_BYTES_MAX:
+                self._fail(
+                    op,
+                    f"it would put back {len(inserted)} bytes, an op at most {CHANGE_BYTES_MAX}; "
+                    "restore a version that is nearer first",
+                )
+                return
         else:
             offset, inserted = splice(submit.verb, submit.text, state.length)
         shared.clock = merge(shared.clock, op.clock)

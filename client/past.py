@@ -62,7 +62,7 @@ def _values(file: str, snapshot: Snapshot) -> dict[str, object]:
         "hash": snapshot.version.hash.hex(),
         "bytes": snapshot.length,
         "delta": snapshot.delta,
-        "of": snapshot.of or None,
+        "of": snapshot.of if snapshot.verb == "restore" else None,
     }
 
 

@@ -18,6 +18,7 @@ VERBS: Final = ("read", "write", "update", "restore", "apply", "undo")
 _LINE: Final = re.compile(r"(\S+) (\S+) (\{[^}]*\}) ([a-z]+)((?: .*)?)")
 _PAIR: Final = re.compile(r' ([a-z_]+)=("(?:[^"\\]|\\.)*"|[^\s"\\=]+)')
 _PLAIN: Final = re.compile(r'[^\s"\\=\x00-\x1f\x7f-\x9f]+')
+_TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
 _ORIGIN: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -45,8 +46,9 @@ def _format_second(seconds: int) -> str:
 
 def parse_time(text: str) -> int:
     """Read `format_time`'s output. Raises ValueError."""
-    moment = datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=UTC)
-    return (moment - _ORIGIN) // timedelta(microseconds=1)
+    if _TIME.fullmatch(text) is None:
+        raise ValueError(f"a time reads like 2026-11-22T15:03:11.123456Z, not {text!r}")
+    return (datetime.fromisoformat(text) - _ORIGIN) // timedelta(microseconds=1)
 
 
 @lru_cache(maxsize=1024)

