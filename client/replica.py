@@ -191,10 +191,13 @@ class Follower:
         """Return up to which seq we keep what we have, or None where `previous` meets nothing of ours."""
         shared = self._shared
         head = shared.state(file).head
-        held = shared.history.version_at(file, previous.seq)
+        at_head = previous.seq == head.version.seq
+        held = head.version if at_head else shared.history.version_at(file, previous.seq)
         if held is None or held.hash != previous.hash:
             return None
         common = previous.seq
+        if at_head:
+            return common
         for record, version in zip(records, versions, strict=True):
             ours = head.version if record.seq == head.version.seq else None
             if ours is None and record.seq < head.version.seq:
@@ -223,8 +226,8 @@ class Follower:
         """Undo what stands behind `keep`, apply what is new, log both, and make it durable."""
         shared = self._shared
         state = shared.state(file)
-        skip = sum(record.seq <= keep for record in records)
-        new, new_versions = records[skip:], versions[skip:]
+        skip = keep - records[0].seq + 1 if records else 0
+        new, new_versions = (records[skip:], versions[skip:]) if skip else (records, versions)
         if not new and keep == state.head.version.seq and token == state.head.follows and file in shared.files:
             taken()
             return

@@ -19,6 +19,8 @@ _LINE: Final = re.compile(r"(\S+) (\S+) (\{[^}]*\}) ([a-z]+)((?: .*)?)")
 _PAIR: Final = re.compile(r' ([a-z_]+)=("(?:[^"\\]|\\.)*"|[^\s"\\=]+)')
 _PLAIN: Final = re.compile(r'[^\s"\\=\x00-\x1f\x7f-\x9f]+')
 _TIME: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z", re.ASCII)
+_PLAIN_KEYS: Final = frozenset({"id", "token", "seq", "hash", "bytes", "of", "from"})
+"""Keys whose values are numbers, hosts or ids: they never need a JSON string."""
 _ORIGIN: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -51,7 +53,6 @@ def parse_time(text: str) -> int:
     return (datetime.fromisoformat(text) - _ORIGIN) // timedelta(microseconds=1)
 
 
-@lru_cache(maxsize=1024)
 def format_value(value: str) -> str:
     """Write a value: as it is, or as a JSON string where a reader could not tell where it ends."""
     if _PLAIN.fullmatch(value) and value.isprintable():
@@ -61,7 +62,7 @@ def format_value(value: str) -> str:
 
 def format_event(time_us: int, host: str, clock: Clock, verb: str, values: tuple[tuple[str, str], ...]) -> str:
     """Write one line, without its newline."""
-    rest = "".join([f" {key}={format_value(value)}" for key, value in values])
+    rest = "".join([f" {key}={value if key in _PLAIN_KEYS else format_value(value)}" for key, value in values])
     return f"{format_time(time_us)} {host} {format_clock(clock)} {verb}{rest}"
 
 

@@ -8,6 +8,8 @@ from zmq.backend import Socket
 from common.limits import FRAME_BYTES_MAX, QUEUE_MESSAGES_MAX
 
 _send: Final[Any] = Socket.send
+_get: Final[Any] = Socket.get
+_MORE_COMES: Final = int(zmq.RCVMORE)
 _LAST: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -46,7 +48,7 @@ def fan(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
 def send(socket: zmq.Socket[bytes], *frames: bytes) -> None:
     """Send one message without waiting. Raises zmq.Again when the queue is full, ZMQError when the peer is unknown.
 
-    It calls pyzmq's core past its convenience layer, which costs more than the sending itself.
+    Like `receive`, it calls pyzmq's core past its convenience layer, which costs more than the work itself.
     """
     for frame in frames[:-1]:
         _send(socket, frame, _MORE)
@@ -55,11 +57,9 @@ def send(socket: zmq.Socket[bytes], *frames: bytes) -> None:
 
 def receive(socket: zmq.Socket[bytes], *, wait: bool = False) -> list[bytes]:
     """Return the frames of the next message. Raises zmq.Again when there is none (`wait`: within RCVTIMEO)."""
-    frame = socket.recv(0 if wait else _LAST, False)
-    frames = [frame.bytes]
-    while frame.more:
-        frame = socket.recv(_LAST, False)
-        frames.append(frame.bytes)
+    frames: list[bytes] = [socket.recv(0 if wait else _LAST)]
+    while _get(socket, _MORE_COMES):
+        frames.append(socket.recv(_LAST))
     return frames
 
 
