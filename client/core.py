@@ -70,6 +70,8 @@ from common.messages import (
 _HELLO_EVERY_NS: Final = 1_000_000_000
 _HELLO_OLD_NS: Final = 2_500_000_000
 """A hello so old is not repeated: the lease that it brings counts from the first time that it was said."""
+_FOREIGN_MAX: Final = 100
+"""So many senders of another group are named, each once."""
 _DRIFT: Final = 100e-6
 """How far two machines' clocks may run apart, in seconds per second."""
 
@@ -100,6 +102,7 @@ class Client:
         self._error_ns: float = float("inf")
         self._sampled_ns = 0
         self._replicas_most = 0
+        self._foreign: set[str] = set()
 
     @property
     def joined(self) -> bool:
@@ -319,10 +322,12 @@ class Client:
             self._synchronize(sent_ns, message.time_us)
 
     def _from_replica(self, route: bytes, message: Push | Fetch) -> None:
-        if message.group != self._shared.identity.group:
-            self._shared.emit(Note(f"dropped a message about {message.file} from another group"))
-            return
         source = route[:16].decode("ascii", "replace")
+        if message.group != self._shared.identity.group:
+            if len(self._foreign) < _FOREIGN_MAX and source not in self._foreign:
+                self._foreign.add(source)
+                self._shared.emit(Note(f"dropped a message about {message.file} from another group, by {source}"))
+            return
         match message:
             case Push():
                 self._follower.push(route, source, message)

@@ -242,7 +242,13 @@ class Follower:
             shared.clock = merge(shared.clock, record.clock)
             shared.log(shared.stamp_us(), shared.tick(), "apply", *_facts(file, record, version), origin)
         shared.clock = merge(shared.clock, cause)
-        shared.persist(file, keep, new, new_versions, (max(state.promised, token), token), taken, self._note_failure)
+
+        def failed(reason: str) -> None:
+            for record, version in zip(reversed(new), reversed(new_versions), strict=True):
+                shared.log(shared.stamp_us(), shared.tick(), "undo", *_facts(file, record, version), origin)
+            self._note_failure(reason)
+
+        shared.persist(file, keep, new, new_versions, (max(state.promised, token), token), taken, failed)
 
     def _fetch(self, file: str, source: str) -> None:
         shared = self._shared

@@ -16,6 +16,8 @@ from common.eventlog import shorten
 from common.signals import Signals
 
 JOIN_NS: Final = 10_000_000_000
+FAILURES_MAX: Final = 20
+"""How often `run` tries one op before it gives up."""
 TAIL_BYTES: Final = 256
 """How much of what a read saw is shown by `run`."""
 
@@ -125,6 +127,7 @@ class _Runner:
         )
         self._done = 0
         self.unknown = 0
+        self._failures = 0
         self._busy = False
         self._began_ns = 0
         self._choice = workload.next()
@@ -165,10 +168,14 @@ class _Runner:
         took_ms = (self._node.now_ns() - self._began_ns) / 1e6
         self._busy = False
         if finished.outcome == "failed":
-            # It never happened, so it is still to be done.
+            # It never happened, so it is still to be done, unless it cannot be.
+            self._failures += 1
+            if self._failures >= FAILURES_MAX:
+                raise refused(f"{choice.verb} {choice.file} failed {FAILURES_MAX} times: {finished.reason}")
             self._due_ns = self._node.now_ns() + 100_000_000
         else:
             self._done += 1
+            self._failures = 0
             self.unknown += finished.outcome == "unknown"
             self._choice = self._workload.next()
             self._due_ns = self._node.now_ns() + self._choice.delay_ns

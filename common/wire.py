@@ -14,7 +14,7 @@ import msgpack
 
 from common import messages
 from common.clock import Clock
-from common.names import file_name_problem, is_host, is_op_id
+from common.names import endpoint_problem, file_name_problem, is_host, is_op_id
 from common.records import Record, Version, chain
 
 PROTOCOL_VERSION: Final = 1
@@ -175,7 +175,7 @@ def _file(value: Any) -> str:
 
 
 def _endpoint(value: Any) -> str:
-    if type(value) is not str or len(value) > 256 or not value.startswith(("tcp://", "ipc://")):
+    if type(value) is not str or len(value) > 256 or endpoint_problem(value, listening=False):
         raise WireError("an endpoint is malformed")
     return value
 

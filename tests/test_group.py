@@ -518,18 +518,18 @@ def test_the_own_count_goes_on_without_a_gap(group: Group) -> None:
 # Lost partners
 
 
-def pausing(group: Group, verb: str = "write") -> tuple[Child, Child, Child, Child]:
+def pausing(group: Group, verb: str = "write", wait: str = "20s") -> tuple[Child, Child, Child, Child]:
     """Start lockd, a, b and an op that a carries out and that cannot end: b is stopped, or for a read lockd.
 
     A write would end once b is dropped, which takes two thirds of a lease.
     """
-    lockd = group.lockd("--ttl", "4s")
+    lockd = group.lockd("--ttl", "2500ms")
     a, b = group.serving("a"), group.serving("b")
     group.op("a", "write", "one")
     until(lambda: not has_connection(a), "that order is over")
     (b if verb == "write" else lockd).send(signal.SIGSTOP)
     more = ["two"] if verb == "write" else []
-    op = group.start("client", verb, "notes.txt", *more, "--data", "a", "--wait", "10s")
+    op = group.start("client", verb, "notes.txt", *more, "--data", "a", "--wait", wait)
     if verb == "write":
         until(lambda: events_of(group, "a")[-1].values["seq"] == "2", "the op is logged, and so pushed")
     else:
@@ -582,7 +582,7 @@ def test_a_change_under_way_is_unknown_when_lockd_ends(group: Group, number: sig
 
 
 def test_what_waits_for_lockd_has_failed_when_it_ends(group: Group) -> None:
-    lockd, a, _, op = pausing(group, "read")
+    lockd, a, _, op = pausing(group, "read", "2s")
     lockd.stop(signal.SIGKILL)
     done = op.end()
     assert done.code == EXIT_REFUSED
