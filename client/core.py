@@ -70,6 +70,9 @@ from common.messages import (
 _HELLO_EVERY_NS: Final = 1_000_000_000
 _HELLO_OLD_NS: Final = 2_500_000_000
 """A hello so old is not repeated: the lease that it brings counts from the first time that it was said."""
+_FIRST_PINGS: Final = 4
+_FIRST_PING_NS: Final = 20_000_000
+"""A session begins with some quick round trips: its first one was slow, and a poor estimate of lockd's clock."""
 _FOREIGN_MAX: Final = 100
 """So many senders of another group are named, each once."""
 _DRIFT: Final = 100e-6
@@ -101,6 +104,7 @@ class Client:
         self._hello = 0
         self._error_ns: float = float("inf")
         self._sampled_ns = 0
+        self._first_pings = 0
         self._replicas_most = 0
         self._foreign: set[str] = set()
 
@@ -173,7 +177,8 @@ class Client:
         if self._session == "joining" and shared.now_ns >= self._next_ns:
             self._say_hello()
         elif self._session == "joined" and shared.now_ns >= self._next_ns:
-            self._next_ns = shared.now_ns + self._ttl_ns // 3
+            self._first_pings = max(0, self._first_pings - 1)
+            self._next_ns = shared.now_ns + (_FIRST_PING_NS if self._first_pings else self._ttl_ns // 3)
             request = shared.request()
             self._sent = {old: at for old, at in self._sent.items() if at + self._ttl_ns > shared.now_ns} | {
                 request: shared.now_ns
@@ -215,7 +220,7 @@ class Client:
         self._ttl_ns = message.ttl_ms * 1_000_000
         self._holder.silence_ns = self._ttl_ns // 3
         self._lease_ns = sent_ns + self._ttl_ns
-        self._next_ns = shared.now_ns + self._ttl_ns // 3
+        self._next_ns, self._first_pings = shared.now_ns, _FIRST_PINGS
         identity.group, identity.epoch, identity.host = message.group, message.epoch, message.host
         if identity.replica != message.replica:
             shared.emit(Note(f"this directory is a copy; its replica is {message.replica} now"))

@@ -123,6 +123,7 @@ class Holder:
         op.stage = "holding"
         op.token, op.in_sync, op.learners = grant.token, frozenset(grant.in_sync), grant.learners
         op.clock = grant.clock
+        shared.saw_time(grant.time_us)
         state = shared.state(op.file)
         op.version = state.head.version
         if state.promised > grant.token:

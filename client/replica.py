@@ -240,6 +240,7 @@ class Follower:
             shared.log(shared.stamp_us(), shared.tick(), "undo", *_facts(file, undone, version), origin)
         for record, version in zip(new, new_versions, strict=True):
             shared.clock = merge(shared.clock, record.clock)
+            shared.saw_time(record.time_us)
             shared.log(shared.stamp_us(), shared.tick(), "apply", *_facts(file, record, version), origin)
         shared.clock = merge(shared.clock, cause)
 

@@ -207,8 +207,10 @@ class _Runner:
 
 
 def _last_line(result: Result) -> str:
-    lines = result.content.decode("utf-8", "replace").rstrip("\n").rsplit("\n", 1)
-    return lines[-1]
+    text = result.content.decode("utf-8", "replace").rstrip("\n")
+    before, newline, last = text.rpartition("\n")
+    whole = newline or len(result.content) == result.length
+    return last if whole else f"…{last}"
 
 
 def _take(settings: Settings, role: Literal["serve", "run"], signals: Signals) -> DirectoryLock:

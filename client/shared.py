@@ -8,6 +8,7 @@ from common.clock import Clock, tick
 from common.messages import Head, Member, ToLockd
 from common.records import EMPTY, Record, Version
 
+_AHEAD_US_MAX = 10_000_000
 NO_FILE = FileState(Head(EMPTY, 0, {}), 0, 0)
 """The state of a file that is not there: version 0, nothing promised."""
 
@@ -72,9 +73,17 @@ class Shared:
         return member.host if member else replica
 
     def stamp_us(self) -> int:
-        """Return network time in microseconds, later than every stamp before."""
+        """Return network time in microseconds, later than every stamp before, ours or seen."""
         self.last_time_us = max(self.last_time_us + 1, (self.now_ns + self.offset_ns) // 1000)
         return self.last_time_us
+
+    def saw_time(self, time_us: int) -> None:
+        """Take in a stamp that came with a message: what it causes is stamped later.
+
+        Kulkarni et al., "Logical physical clocks" (2014). A stamp far ahead of us is a wrong one, and is left alone.
+        """
+        if time_us < (self.now_ns + self.offset_ns) // 1000 + _AHEAD_US_MAX:
+            self.last_time_us = max(self.last_time_us, time_us)
 
     def log(self, time_us: int, clock: Clock, verb: str, *values: tuple[str, str]) -> None:
         """Take `clock`, which must be one tick of ours, as our clock, and log the event."""

@@ -31,6 +31,8 @@ class Server:
 
     def __init__(self, binds: list[str], data: Path, ttl_ns: int) -> None:
         """Open the data directory and bind. Raises CommandError with what, why and what to do."""
+        if (data / "events.log").exists():
+            raise refused(f"{data} is a client's data directory; choose another --data")
         try:
             data.mkdir(parents=True, exist_ok=True)
             self._log = Diagnostics(data / "lockd.log")

@@ -87,6 +87,12 @@ def _holds(facts: Facts) -> dict[int, GrantLine] | None:
                 where,
                 f"{line.event} by {line.client}, {line.mode}, of what was granted to {grant.client}, {grant.mode}",
             )
+    asked = facts.evidence.asked
+    if asked is not None and asked.finished and not asked.stopped and not asked.left:
+        for holds in held.values():
+            for grant in holds.values():
+                what = f"{grant.lock} was granted to {grant.client} under {format_token(grant.token)} and never let go"
+                raise Wrong(f"{grants.name}:{grants.lines[-1].number}", f"it ends too early: {what}")
     return granted
 
 
