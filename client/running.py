@@ -208,7 +208,7 @@ class _Runner:
 
 def _last_line(result: Result) -> str:
     text = result.content.decode("utf-8", "replace").rstrip("\n")
-    before, newline, last = text.rpartition("\n")
+    _, newline, last = text.rpartition("\n")
     whole = newline or len(result.content) == result.length
     return last if whole else f"…{last}"
 

@@ -83,6 +83,10 @@ def launch(plan: Plan, record: RunRecord) -> int:
     record.end(finished=ending.finished, left=ending.left, stopped=ending.stopped_by is not None)
     if ending.problem is not None:
         raise ending.problem
+    has_run = any(record.directory.glob("client-*/events.log"))
+    if ending.stopped_by is not None and not has_run:
+        print("\nstopped before a client was up: there is nothing to judge", flush=True)
+        return 128 + ending.stopped_by
     is_good = ending.has_begun and _judge(record.directory)
     if ending.has_begun:
         _tell_places(plan, record.directory, ending)

@@ -36,8 +36,8 @@ STOP_S: Final = 10.0
 """How long a process may take to end when it is asked to."""
 
 _LOOK_S: Final = 0.02
-_ENDS_IN_ORDER: Final = (0, 4, 128 + signal.SIGTERM)
-"""How a client ends that was asked to: all done, some ops unknown, some ops not begun."""
+_ENDS_IN_ORDER: Final = (0, 4, 128 + signal.SIGTERM, -signal.SIGTERM)
+"""How a client ends that was asked to: all done, some ops unknown, some not begun, or it was not up yet."""
 
 
 @dataclass(slots=True)
@@ -294,7 +294,7 @@ class Group:
                 else:
                     code = EXIT_REFUSED if child.exit_code == EXIT_REFUSED else EXIT_CRASHED
                     self._ending.problem = CommandError(code, f"lockd did not start: {child.tell_end()}")
-            elif child.exit_code:
+            elif child.exit_code not in (0, -signal.SIGTERM):
                 self._view.tell(f"launch: lockd did not end in order: {child.tell_end()}")
             return
         if child.is_told_to_end and child.exit_code in _ENDS_IN_ORDER:
