@@ -52,6 +52,8 @@ def decode_order(line: bytes) -> Order:
     texts = (order.verb, order.file, order.text)
     if any(type(text) is not str for text in texts) or any(type(n) is not int for n in (order.of, order.wait_ms)):
         raise ValueError("the order is malformed")
+    if not 0 <= order.of < 1 << 40 or (order.of and order.verb != "restore"):
+        raise ValueError("the order's version is malformed")
     return order
 
 

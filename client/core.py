@@ -251,6 +251,8 @@ class Client:
         self._holder.leave("this client was told to end")
         if self._session == "joined":
             shared.tell_lockd(Goodbye(shared.identity.epoch, shared.session))
+        elif self._hello in self._sent:
+            shared.tell_lockd(Goodbye(shared.identity.epoch, 0))
         self._session = "left"
         shared.session = 0
 
@@ -346,7 +348,7 @@ class Client:
             case Ack():
                 self._holder.acked(replica, message.file, message.token, message.seq)
             case Fenced():
-                self._holder.fenced(message)
+                self._holder.fenced(replica, message)
             case Fetched():
                 self._follower.fetched(replica, message)
             case _:

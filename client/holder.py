@@ -155,9 +155,11 @@ class Holder:
                     self._go_on(op)
                 return
 
-    def fenced(self, fenced: Fenced) -> None:
-        """Give up an op whose push was refused: another holder has a newer token."""
+    def fenced(self, replica: str, fenced: Fenced) -> None:
+        """Give up an op whose push an in-sync replica refused: another holder has a newer token."""
         for op in self._ops:
+            if replica not in op.in_sync:
+                continue
             if op.file == fenced.file and op.token == fenced.token and op.stage in ("settling", "pushed"):
                 self._fail(
                     op,

@@ -23,9 +23,13 @@ from common.eventlog import shorten
 from common.limits import FETCH_BYTES_MAX, FETCH_POINTS_MAX
 from common.messages import Ack, Fenced, Fetch, Fetched, Push, Report
 from common.records import EMPTY, Record, Version
-from common.tokens import format_token
+from common.tokens import format_token, token_epoch
 from common.wire import version_after
 
+_TIME_US_MAX: Final = 253_402_300_800_000_000
+"""The year 10000: what no op is stamped with."""
+_OWN_COUNT_AHEAD_MAX: Final = 1_000_000
+"""Others may know so many more of our events than we: what a power cut took from our log."""
 _RETRY_NS: Final = 1_000_000_000
 """A fetch that is not answered in this time is given up; the push or lockd brings the next."""
 
@@ -63,6 +67,9 @@ class Follower:
         """Take in a push that `source` sent along `route`, or refuse it, or fetch what is missing."""
         shared = self._shared
         state = shared.state(push.file)
+        if token_epoch(push.token) > shared.identity.epoch:
+            shared.emit(Note(f"dropped a push of {shared.host_of(source)}: its token is of an epoch to come"))
+            return
         if push.token < state.promised:
             shared.emit(
                 Note(
@@ -72,8 +79,8 @@ class Follower:
             )
             shared.emit(Answer(route, Fenced(push.file, push.token, state.promised)))
             return
-        if not _consecutive(push.previous, push.records):
-            shared.emit(Note(f"dropped a push of {shared.host_of(source)}: its ops do not follow each other"))
+        if problem := self._problem(push.token, push.previous, push.records, push.clock):
+            shared.emit(Note(f"dropped a push of {shared.host_of(source)}: {problem}"))
             return
         versions = _chain(push.previous, push.records)
         tip = versions[-1] if versions else push.previous
@@ -107,8 +114,8 @@ class Follower:
         fetching = self._fetching.get(answer.file)
         if fetching is None or fetching.request != answer.request or fetching.source != source:
             return
-        if not _consecutive(answer.previous, answer.records):
-            shared.emit(Note(f"dropped an answer of {shared.host_of(source)}: its ops do not follow each other"))
+        if problem := self._problem(answer.follows, answer.previous, answer.records, {}):
+            shared.emit(Note(f"dropped an answer of {shared.host_of(source)}: {problem}"))
             return
         del self._fetching[answer.file]
         state = shared.state(answer.file)
@@ -148,6 +155,9 @@ class Follower:
     def fetch(self, route: bytes, fetch: Fetch) -> None:
         """Answer another replica's fetch: what we hold behind the newest version that we share."""
         shared = self._shared
+        if len(fetch.points) > FETCH_POINTS_MAX:
+            shared.emit(Note(f"dropped a fetch of {fetch.file}: it has more than {FETCH_POINTS_MAX} points"))
+            return
         state = shared.state(fetch.file)
         base = EMPTY
         for seq, found in fetch.points:
@@ -231,6 +241,9 @@ class Follower:
         if not new and keep == state.head.version.seq and token == state.head.follows and file in shared.files:
             taken()
             return
+        if not self._fits(file, keep, new):
+            shared.emit(Note(f"dropped ops of {shared.host_of(source)}: one begins behind the end of {file}"))
+            return
         origin = ("from", shared.host_of(source))
         for seq in range(state.head.version.seq, keep, -1):
             undone = shared.history.record_at(file, seq)
@@ -250,6 +263,38 @@ class Follower:
             self._note_failure(reason)
 
         shared.persist(file, keep, new, new_versions, (max(state.promised, token), token), taken, failed)
+
+    def _fits(self, file: str, keep: int, records: tuple[Record, ...]) -> bool:
+        """Tell whether each op begins within the file as the one before leaves it."""
+        state = self._shared.state(file)
+        length = state.length
+        if keep != state.head.version.seq:
+            length = self._shared.history.record_at(file, keep).length if keep else 0
+        for record in records:
+            if record.offset > length:
+                return False
+            length = record.length
+        return True
+
+    def _problem(self, token: int, previous: Version, records: tuple[Record, ...], clock: Clock) -> str | None:
+        """Tell what is wrong with ops that another replica sent, before anything of them is logged."""
+        shared = self._shared
+        own = shared.identity.host
+        known = shared.clock.get(own, 0) + _OWN_COUNT_AHEAD_MAX
+        if clock.get(own, 0) > known:
+            return "it knows more of us than we do"
+        before = previous
+        for record in records:
+            if record.seq != before.seq + 1:
+                return "its ops do not follow each other"
+            if not before.token <= record.token <= token:
+                return "an op's token is out of order"
+            if record.clock.get(own, 0) > known:
+                return "it knows more of us than we do"
+            if record.time_us > _TIME_US_MAX or (record.inserted and not record.inserted.endswith(b"\n")):
+                return "an op is malformed"
+            before = Version(record.seq, record.token, b"")
+        return None
 
     def _fetch(self, file: str, source: str) -> None:
         shared = self._shared
@@ -277,10 +322,6 @@ class Follower:
 
     def _note_failure(self, reason: str) -> None:
         self._shared.emit(Note(f"a push was not taken in: {shorten(reason)}"))
-
-
-def _consecutive(previous: Version, records: tuple[Record, ...]) -> bool:
-    return all(record.seq == previous.seq + place for place, record in enumerate(records, 1))
 
 
 def _chain(previous: Version, records: tuple[Record, ...]) -> tuple[Version, ...]:

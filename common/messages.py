@@ -63,7 +63,7 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Goodbye:
-    """End the session; it needs no answer."""
+    """End the session; it needs no answer. Session 0 ends whatever a Hello before it has opened, in any epoch."""
 
     epoch: int
     session: int

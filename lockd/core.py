@@ -122,6 +122,10 @@ class Lockd:
         if isinstance(message, Hello):
             self._hello(route, message, now_ns)
             return self._out
+        if isinstance(message, Goodbye) and message.session == 0:
+            for leaving in [session for session in self.sessions.values() if session.route == route]:
+                self._end(leaving, "it said goodbye", now_ns)
+            return self._out
         if message.epoch != self.epoch:
             self._send(route, Stale(self.epoch))
             return self._out
@@ -163,7 +167,10 @@ class Lockd:
             due = self.sessions.get(session_id)
             if due is None:
                 continue
-            if request:
+            if request < 0:
+                if (name := due.waits.get(-request)) is not None:
+                    self._advance(self.locks[name], now_ns)
+            elif request:
                 self._wait_over(due, request, now_ns)
             elif due.deadline_ns > now_ns:
                 heapq.heappush(self._timers, (due.deadline_ns, session_id, 0))
@@ -386,6 +393,8 @@ class Lockd:
         file = lock.file
         if file and not lock.holds:
             self._admit_equals(lock, file)
+            if self._wait_for_learner(lock, file, now_ns):
+                return
         while (waiter := self._first(lock)) is not None:
             mode: Mode = "exclusive" if file and file.clean is None else waiter.mode
             if not lock.admits(mode):
@@ -395,7 +404,30 @@ class Lockd:
             if not lock.holds and not lock.queue:
                 self.locks.pop(lock.name, None)
         elif not lock.holds:
-            self._ask_to_settle(lock, file)
+            if file.clean == EMPTY and not (lock.queue or lock.writers_clock or lock.readers_clock or file.reports):
+                # Nothing ever happened to it: the op that named it has failed.
+                if self.locks.pop(lock.name, None) is not None:
+                    self._persist(InSyncChanged(lock.name, ()))
+            else:
+                self._ask_to_settle(lock, file)
+
+    def _wait_for_learner(self, lock: Lock, file: FileState, now_ns: int) -> bool:
+        """Tell whether to hold back for a learner that stands first, so that it can catch up; once for each waiter.
+
+        Without that, the next grant would always come before its report, and it would starve.
+        """
+        for waiter in lock.queue.values():
+            member = self.sessions[waiter.session].member
+            if file.clean is None or member is None or member.replica in file.in_sync:
+                return False
+            learn = self._learn(lock, file, member.replica)
+            if waiter.patience_ns is None and learn.sources:
+                waiter.patience_ns = now_ns + self.ttl_ns // 3
+                heapq.heappush(self._timers, (waiter.patience_ns, waiter.session, -waiter.request))
+                self._send(self.sessions[waiter.session].route, learn)
+            if waiter.patience_ns is not None and now_ns < waiter.patience_ns:
+                return True
+        return False
 
     def _first(self, lock: Lock) -> Waiter | None:
         for waiter in lock.queue.values():

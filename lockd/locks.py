@@ -10,12 +10,13 @@ from common.records import EMPTY, Version
 
 @dataclass(slots=True)
 class Waiter:
-    """A place in the queue. Times are lockd's nanoseconds."""
+    """A place in the queue. Times are lockd's nanoseconds; until `patience_ns` the others wait for this learner."""
 
     session: int
     request: int
     mode: Mode
     since_ns: int
+    patience_ns: int | None = None
 
 
 @dataclass(slots=True)

@@ -30,7 +30,10 @@ JSON = st.recursive(st.none() | st.booleans() | st.integers() | st.text(), st.li
 
 
 @settings(max_examples=40)
-@given(st.builds(Order, st.text(), st.text(), st.text(), st.integers(), st.integers()))
+@given(
+    st.builds(Order, st.text(), st.text(), st.text(), st.just(0), st.integers())
+    | st.builds(Order, st.just("restore"), st.text(), st.text(), st.integers(0, (1 << 40) - 1), st.integers())
+)
 def test_an_order_is_one_line_and_reads_back(order: Order) -> None:
     line = encode_order(order)
     assert line.endswith(b"\n")

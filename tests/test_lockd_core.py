@@ -561,11 +561,11 @@ def test_a_new_file_begins_with_all_live_replicas_durably_before_its_first_grant
 
 def test_a_member_that_left_goes_at_the_next_exclusive_grant(desk: Desk) -> None:
     a, b = desk.join("a"), desk.join("b")
-    a.release(a.granted("f"))
+    a.release(a.granted("f"), FIRST, (a, b), changed=True)
     b.say(Goodbye)
     read = a.granted("f", "shared")
     assert set(read.in_sync) == {a.replica, b.replica}
-    a.release(read)
+    a.release(read, FIRST)
     write = a.granted("f")
     assert write.in_sync == (a.replica,)
     assert desk.changes()[-1] == InSyncChanged("f", (a.replica,))
@@ -573,7 +573,7 @@ def test_a_member_that_left_goes_at_the_next_exclusive_grant(desk: Desk) -> None
 
 def test_when_all_go_off_the_first_one_back_can_go_on(desk: Desk) -> None:
     a, b = desk.join("a"), desk.join("b")
-    a.release(a.granted("f"))
+    a.release(a.granted("f"), FIRST, (a, b), changed=True)
     a.say(Goodbye)
     b.say(Goodbye)
     again = Guest(desk, "b", "0" * 16)
@@ -631,12 +631,37 @@ def test_a_learner_gets_no_file_lock_before_it_is_admitted(desk: Desk) -> None:
     b = desk.join("b")
     assert b.got(Learn).sources == (a.replica,)
     b.acquire("f")
+    a.acquire("f")
     a.release(grant, FIRST, (a,), changed=True)
-    a.release(a.granted("f"), FIRST)
+    assert b.got(Learn).sources == (a.replica,), "it stands first, so the others wait a moment for it"
+    assert not a.all(Grant)
     assert not b.all(Grant)
     b.say(Report, "f", FIRST, FIRST.token)
     b.got(Admitted)
     assert set(b.got(Grant).in_sync) == {a.replica, b.replica}
+
+
+def test_a_learner_that_stands_first_is_waited_for_only_once(desk: Desk) -> None:
+    a = desk.join("a")
+    grant = a.granted("f")
+    b = desk.join("b")
+    b.acquire("f")
+    a.acquire("f")
+    a.release(grant, FIRST, (a,), changed=True)
+    assert not a.all(Grant)
+    desk.pass_time(TTL_NS // 3)
+    grant = a.got(Grant)
+    assert not b.all(Grant)
+    a.acquire("f")
+    a.release(grant, FIRST)
+    a.got(Grant)
+
+
+def test_a_file_that_only_a_failed_op_has_named_is_forgotten(desk: Desk) -> None:
+    a = desk.join("a")
+    a.release(a.granted("docs"))
+    assert desk.changes()[-1] == InSyncChanged("docs", ())
+    a.granted("docs/x")
 
 
 def test_a_learner_is_admitted_only_at_the_clean_version_and_under_its_token(desk: Desk) -> None:

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 
 from common.grantlog import GrantLine
-from common.tokens import format_token
+from common.tokens import format_token, make_token, token_epoch
 from scripts.verdict.evidence import Client, Journal
 from scripts.verdict.facts import CHANGES, OPS, Facts, Tick, author_of, place
 from scripts.verdict.finding import Wrong, counted
@@ -66,6 +66,9 @@ def _holds(facts: Facts) -> dict[int, GrantLine] | None:
         if line.event == "grant":
             if line.token <= highest:
                 raise Wrong(where, f"the token {token} is not larger than {format_token(highest)} before it")
+            begins = token_epoch(line.token) != token_epoch(highest)
+            if line.token != (make_token(token_epoch(line.token), 1) if begins else highest + 1):
+                raise Wrong(where, f"grants are missing before the token {token}: they count 1, 2, 3, ...")
             if line.mode not in ("exclusive", "shared"):
                 raise Wrong(where, f"the mode {line.mode} is unknown")
             for other in holds.values():
