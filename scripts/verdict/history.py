@@ -162,7 +162,9 @@ def _splice(content: bytearray, record: Record) -> None:
 
 def _splice_problem(record: Record, length: int, author: Tick | None) -> str | None:
     """Tell what is wrong with the place or the text of an op on a file of `length` bytes."""
-    inserted = record.inserted
+    inserted, delta = record.inserted, f"{record.length - length:+d}"
+    if author is not None and author.values.get("bytes", delta) != delta:
+        return f"bytes={author.values['bytes']}, but the journals have {delta}"
     if record.verb == "write":
         expected, text = length, inserted[:-1]
     elif record.verb == "update":
