@@ -38,9 +38,9 @@ def take(directory: Path, role: Role, given_up: Callable[[], bool] = lambda: Fal
     cannot be used, or stays held.
     """
     deadline = time.monotonic() + PATIENCE_S
-    if (directory / "grants.log").exists():
-        raise refused(f"{directory} is a lockd's data directory; choose another --data")
     try:
+        if (directory / "grants.log").exists():
+            raise refused(f"{directory} is a lockd's data directory; choose another --data")
         directory.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except FileExistsError:

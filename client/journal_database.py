@@ -102,9 +102,9 @@ class Database:
         """Return the bytes [start, stop) of a column of the op `seq`."""
         # Not blobopen: some Pythons 3.11 take its row for a C int, and a key has more bits.
         part = f"CAST(substr({column}, {start + 1}, {stop - start}) AS BLOB)"
-        data: bytes
+        data: bytes | None
         (data,) = self.op(part, file_id, seq)
-        return data
+        return data or b""  # of an empty value SQLite makes a null
 
     def head(self, file_id: int) -> int:
         """Return the seq of the file's newest op, or 0."""

@@ -31,9 +31,9 @@ class Server:
 
     def __init__(self, binds: list[str], data: Path, ttl_ns: int) -> None:
         """Open the data directory and bind. Raises CommandError with what, why and what to do."""
-        if (data / "events.log").exists():
-            raise refused(f"{data} is a client's data directory; choose another --data")
         try:
+            if (data / "events.log").exists():
+                raise refused(f"{data} is a client's data directory; choose another --data")
             data.mkdir(parents=True, exist_ok=True)
             self._log = Diagnostics(data / "lockd.log")
             self._grants = os.open(data / "grants.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
