@@ -23,7 +23,7 @@ SEQ_BITS: Final = 40
 SEQ_MASK: Final = (1 << SEQ_BITS) - 1
 PAGE_BYTES: Final = 1024
 """Small pages: a commit copies each page that it touched into the WAL, and an op is some 200 bytes."""
-WAL_BYTES: Final = 512 * 1024
+WAL_BYTES: Final = 128 * 1024
 """The WAL is brought into the database when it passes this size."""
 
 SCHEMA: Final = (
