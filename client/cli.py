@@ -30,9 +30,6 @@ app = typer.Typer(
     help="A client of Lockstep: a replica of the group's files, or one op on them.",
 )
 
-SEQ_DIGITS_MAX = 18
-"""A longer number is no version's."""
-
 Data = Annotated[
     str | None,
     typer.Option("--data", metavar="DIR", envvar="LOCKSTEP_DATA", help="The data directory.", show_default=False),
@@ -301,11 +298,12 @@ def _check_file(file: str) -> None:
 
 
 def _file_at_seq(text: str) -> tuple[str, int]:
-    file, at, seq = text.rpartition("@")
-    if not at or not (seq.isascii() and seq.isdigit() and len(seq) <= SEQ_DIGITS_MAX):
-        raise wrong_use(f"{text!r}: a version reads FILE@SEQ, like notes.txt@42")
-    _check_file(file)
-    return file, int(seq)
+    from common.names import parse_version
+
+    try:
+        return parse_version(text)
+    except ValueError as error:
+        raise wrong_use(str(error)) from None
 
 
 def _duration(option: str, text: str) -> int:

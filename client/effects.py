@@ -5,7 +5,6 @@ causes. A Persist is always the last of its list: its outcome comes back as Pers
 and only then does the core act on it.
 """
 
-from collections.abc import Mapping
 from typing import Literal, Protocol
 
 from common.clock import Clock
@@ -239,5 +238,3 @@ class Timer:
 
 
 Event = Submit | FromDaemon | FromPeer | PeerAnswer | Persisted | PersistFailed | Leave | Timer
-
-Heads = Mapping[str, FileState]

@@ -20,14 +20,12 @@ from client.journal_format import SEQ_MASK, VERSIONS, Row, key_of
 from client.plainfiles import PlainFiles
 from client.seek import end_of_version, least_offset
 from client.storage_errors import FatalStorageError, StorageError, sqlite_error
-from common.names import file_name_problem
 from common.records import VERBS, Verb, Version
 
 ATTEMPTS_MAX: Final = 8
 """How often a reading is begun anew because the client changed what was read."""
 PAGE_ROWS: Final = 1000
 """How many versions are read at once: a slow consumer must not hold up the client's checkpoints."""
-SEQ_DIGITS_MAX: Final = 12
 
 Result = TypeVar("Result")
 
@@ -85,17 +83,6 @@ class _Found:
     synced: int
     synced_bytes: int
     undone: int
-
-
-def parse_version_name(text: str) -> VersionName:
-    """Read FILE@SEQ. Raises HistoryError."""
-    file, at, seq = text.rpartition("@")
-    if not at or not seq.isascii() or not seq.isdigit() or len(seq) > SEQ_DIGITS_MAX:
-        raise HistoryError(f"a version reads FILE@SEQ, such as notes.txt@42, not {text!r}")
-    problem = file_name_problem(file)
-    if problem:
-        raise HistoryError(f"{text!r} names no version: {problem}")
-    return VersionName(file, int(seq))
 
 
 class Archive:

@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Final, Literal
 
 from client.control import Order, Report
@@ -24,21 +25,9 @@ TAIL_BYTES: Final = 256
 
 def serve(settings: Settings) -> None:
     """Keep a replica up until SIGINT or SIGTERM."""
-    signals = Signals()
-    lock = _take(settings, "serve", signals)
-    node = _start(settings, signals)
-    try:
-        node.listen()
-        node.join(JOIN_NS, lambda: signals.caught is not None)
-        if signals.caught is None:
-            _say(f"ready {node.host} on {settings.data}, {_promise(settings)}")
+    with _up(settings, "serve") as (node, signals):
         while signals.caught is None:
             node.step()
-        node.leave()
-    finally:
-        node.close()
-        lock.release()
-        signals.close()
 
 
 def run(
@@ -52,14 +41,7 @@ def run(
     report: bool,
 ) -> None:
     """Do `ops` random ops, once `group` replicas are up; then leave, or serve until a signal where `stay`."""
-    signals = Signals()
-    lock = _take(settings, "run", signals)
-    node = _start(settings, signals)
-    try:
-        node.listen()
-        node.join(JOIN_NS, lambda: signals.caught is not None)
-        if signals.caught is None:
-            _say(f"ready {node.host} on {settings.data}, {_promise(settings)}")
+    with _up(settings, "run") as (node, signals):
         while signals.caught is None and node.replicas_most < group:
             node.step()
         if report and signals.caught is None:
@@ -71,11 +53,6 @@ def run(
             runner.tell_end()
         while stay and signals.caught is None:
             node.step()
-        node.leave()
-    finally:
-        node.close()
-        lock.release()
-        signals.close()
     if not runner.over:
         sys.stdout.flush()
         raise SystemExit(128 + (signals.caught or 0))
@@ -112,6 +89,25 @@ def one_shot(settings: Settings, order: Order, lock: DirectoryLock) -> Report:
     result, finished = ended[0], ended[0].finished
     version = finished.version
     return Report(finished.outcome, finished.id, version.seq, version.hash.hex()[:12], finished.reason, result.content)
+
+
+@contextmanager
+def _up(settings: Settings, role: Literal["serve", "run"]) -> Iterator[tuple[Node, Signals]]:
+    """Take the directory, join the group and carry out orders; leave in good order at the end."""
+    signals = Signals()
+    lock = _take(settings, role, signals)
+    node = _start(settings, signals)
+    try:
+        node.listen()
+        node.join(JOIN_NS, lambda: signals.caught is not None)
+        if signals.caught is None:
+            _say(f"ready {node.host} on {settings.data}, {_promise(settings)}")
+        yield node, signals
+        node.leave()
+    finally:
+        node.close()
+        lock.release()
+        signals.close()
 
 
 class _Runner:

@@ -11,6 +11,7 @@ from common.limits import (
     TEXT_BYTES_MAX,
 )
 
+_SEQ_DIGITS_MAX = 12
 _CLIENT = re.compile(r"[A-Za-z0-9._-]+")
 _HOST = re.compile(r"[A-Za-z0-9._-]+(#[1-9][0-9]{0,8})?")
 _OP_ID = re.compile(r"[A-Za-z0-9._-]+(#[1-9][0-9]{0,8})?:[1-9][0-9]{0,18}")
@@ -77,6 +78,16 @@ def lock_name_problem(name: str) -> str | None:
     if _CONTROL.search(name):
         return "a lock's name holds no line breaks or other control characters"
     return None
+
+
+def parse_version(text: str) -> tuple[str, int]:
+    """Read FILE@SEQ. Raises ValueError, in words."""
+    file, at, seq = text.rpartition("@")
+    if not at or not seq.isascii() or not seq.isdigit() or len(seq) > _SEQ_DIGITS_MAX:
+        raise ValueError(f"{text!r}: a version reads FILE@SEQ, like notes.txt@42")
+    if problem := file_name_problem(file):
+        raise ValueError(f"FILE {file!r}: {problem}")
+    return file, int(seq)
 
 
 def text_problem(text: str) -> str | None:

@@ -25,8 +25,6 @@ from client.history import (
     NoFile,
     NoVersion,
     Snapshot,
-    VersionName,
-    parse_version_name,
 )
 from client.journal import Journal
 from tests.stories import (
@@ -308,18 +306,3 @@ def test_a_damaged_journal_is_told(closed: Path) -> None:
     (closed / "files" / FILE).unlink()
     with Archive.open(closed) as archive, pytest.raises(HistoryError, match="damaged"):
         archive.content(FILE, 30)
-
-
-@pytest.mark.parametrize(
-    ("text", "file", "seq"), [("notes.txt@42", "notes.txt", 42), ("a@b/c@0", "a@b/c", 0), ("x@007", "x", 7)]
-)
-def test_a_version_name_is_read(text: str, file: str, seq: int) -> None:
-    assert parse_version_name(text) == VersionName(file, seq)
-
-
-@pytest.mark.parametrize(
-    "text", ["", "notes.txt", "notes.txt@", "@3", "notes.txt@-1", "notes.txt@³", "../x@1", "a\n@1", "a@" + "9" * 5000]
-)
-def test_what_names_no_version_is_refused(text: str) -> None:
-    with pytest.raises(HistoryError, match=r"FILE@SEQ|names no version"):
-        parse_version_name(text)

@@ -34,8 +34,6 @@ COMMAND = (sys.executable, "-P", "-m", "scripts.launcher")
 PROPERTIES = ("complete", "tokens", "hash chain", "replay", "snapshots", "clocks", "timestamps", "logs")
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "LOCKSTEP"))}
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="finds processes in Linux's /proc")
-
 
 # Running it
 
@@ -264,7 +262,6 @@ def test_what_memory_risks_is_said(small: Run, spread: Run) -> None:
 # A run that does not go well
 
 
-@needs_proc
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_ends_every_process_and_leaves_a_run_that_can_be_judged(
     number: signal.Signals, code: int, tmp_path: Path
@@ -282,7 +279,6 @@ def test_a_signal_ends_every_process_and_leaves_a_run_that_can_be_judged(
     assert not any("run/" in command_of(pid) for pid in children)
 
 
-@needs_proc
 def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
     with Launch("--run-dir=run", "--clients=2", "--ops=100000", cwd=tmp_path) as launch:
         launch.until(lambda said: len(op_lines(said)) >= 3)
@@ -297,7 +293,6 @@ def test_a_second_signal_kills_at_once(tmp_path: Path) -> None:
     assert "client-1" in ended.record["left"]
 
 
-@needs_proc
 def test_a_client_that_dies_is_told_and_the_others_finish(tmp_path: Path) -> None:
     with Launch("--run-dir=run", "--clients=3", "--ops=24", cwd=tmp_path) as launch:
         launch.until(lambda said: op_lines(said, "client-1"))
@@ -312,7 +307,6 @@ def test_a_client_that_dies_is_told_and_the_others_finish(tmp_path: Path) -> Non
     assert ended.verdict == {**dict.fromkeys(PROPERTIES, "✔"), "complete": "✘"}
 
 
-@needs_proc
 def test_the_end_of_lockd_ends_the_run(tmp_path: Path) -> None:
     with Launch("--run-dir=run", "--clients=2", "--ops=100000", cwd=tmp_path) as launch:
         launch.until(op_lines)
@@ -326,7 +320,6 @@ def test_the_end_of_lockd_ends_the_run(tmp_path: Path) -> None:
     assert not any("run/" in command_of(pid) for pid in children)
 
 
-@needs_proc
 def test_no_process_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
     with Launch("--run-dir=run", "--clients=2", "--ops=100000", cwd=tmp_path) as launch:
         launch.until(op_lines)

@@ -13,6 +13,7 @@ from common.names import (
     is_host,
     is_op_id,
     lock_name_problem,
+    parse_version,
     text_problem,
 )
 
@@ -112,3 +113,18 @@ def test_a_good_text_is_one_line_to_whoever_splits_it(text: str) -> None:
 def test_a_problem_is_one_printable_line(check: Callable[[str], str | None], name: str) -> None:
     problem = check(name)
     assert problem is None or (problem.isprintable() and problem)
+
+
+@pytest.mark.parametrize(
+    ("text", "file", "seq"), [("notes.txt@42", "notes.txt", 42), ("a@b/c@0", "a@b/c", 0), ("x@007", "x", 7)]
+)
+def test_a_version_name_is_read(text: str, file: str, seq: int) -> None:
+    assert parse_version(text) == (file, seq)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "notes.txt", "notes.txt@", "@3", "notes.txt@-1", "notes.txt@³", "../x@1", "a\n@1", "a@" + "9" * 5000]
+)
+def test_what_names_no_version_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"FILE@SEQ|^FILE "):
+        parse_version(text)
