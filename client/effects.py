@@ -10,14 +10,13 @@ from typing import Literal, Protocol
 from common.clock import Clock
 from common.messages import FromLockd, FromReplica, Head, Member, ToLockd, ToReplica
 from common.records import Record, Version
-from common.values import dataclass
+from common.values import Value
 
 OpVerb = Literal["read", "write", "update", "restore"]
 Outcome = Literal["ok", "failed", "unknown"]
 
 
-@dataclass(frozen=True, slots=True)
-class FileState:
+class FileState(Value, frozen=True):
     """What a replica has durably for one file: its head and length in bytes, and its two tokens."""
 
     head: Head
@@ -44,45 +43,39 @@ class History(Protocol):
 # Effects
 
 
-@dataclass(frozen=True, slots=True)
-class SendLockd:
+class SendLockd(Value, frozen=True):
     """Send to lockd."""
 
     message: ToLockd
 
 
-@dataclass(frozen=True, slots=True)
-class SendReplica:
+class SendReplica(Value, frozen=True):
     """Send to a replica of the view."""
 
     replica: str
     message: ToReplica
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(Value, frozen=True):
     """Send back to where a message of a replica came from; `route` is the driver's."""
 
     route: bytes
     message: FromReplica
 
 
-@dataclass(frozen=True, slots=True)
-class Connect:
+class Connect(Value, frozen=True):
     """Open the connection to a replica, anew if its endpoint or incarnation changed."""
 
     member: Member
 
 
-@dataclass(frozen=True, slots=True)
-class Disconnect:
+class Disconnect(Value, frozen=True):
     """Close the connection to a replica."""
 
     replica: str
 
 
-@dataclass(frozen=True, slots=True)
-class Log:
+class Log(Value, frozen=True):
     """Append one line to the event log."""
 
     time_us: int
@@ -92,8 +85,7 @@ class Log:
     values: tuple[tuple[str, str], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(Value, frozen=True):
     """Make one change to a replica durable, all or nothing, then bring the file to it.
 
     Undo every version above `keep`, append `records` (their versions' hashes beside them), and set both
@@ -110,16 +102,14 @@ class Persist:
     follows: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReadFile:
+class ReadFile(Value, frozen=True):
     """Read the file now and keep its content for the Finished of the same op."""
 
     op: int
     file: str
 
 
-@dataclass(frozen=True, slots=True)
-class Remember:
+class Remember(Value, frozen=True):
     """Keep durably, beside the journal, who this replica is in which group, and the newest epoch seen."""
 
     replica: str
@@ -128,8 +118,7 @@ class Remember:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True)
-class Finished:
+class Finished(Value, frozen=True):
     """An op has ended; `op` is the number its Submit had. `reason` is for people, empty when ok."""
 
     op: int
@@ -139,20 +128,17 @@ class Finished:
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Joined:
+class Joined(Value, frozen=True):
     """A session is open and ops can be done."""
 
 
-@dataclass(frozen=True, slots=True)
-class JoinRefused:
+class JoinRefused(Value, frozen=True):
     """lockd refused the hello, definitely."""
 
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Value, frozen=True):
     """Write one line to the diagnostics."""
 
     text: str
@@ -177,8 +163,7 @@ Effect = (
 # Events
 
 
-@dataclass(frozen=True, slots=True)
-class Submit:
+class Submit(Value, frozen=True):
     """Do an op. `text` for a write or update, `of` for a restore; it waits for the lock for `wait_ns` at most."""
 
     op: int
@@ -189,51 +174,44 @@ class Submit:
     wait_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class FromDaemon:
+class FromDaemon(Value, frozen=True):
     """A message of lockd came in."""
 
     message: FromLockd
 
 
-@dataclass(frozen=True, slots=True)
-class FromPeer:
+class FromPeer(Value, frozen=True):
     """A message of another replica came in on our endpoint; answers go back along `route`."""
 
     route: bytes
     message: ToReplica
 
 
-@dataclass(frozen=True, slots=True)
-class PeerAnswer:
+class PeerAnswer(Value, frozen=True):
     """A replica that we sent to has answered."""
 
     replica: str
     message: FromReplica
 
 
-@dataclass(frozen=True, slots=True)
-class Persisted:
+class Persisted(Value, frozen=True):
     """The Persist of this ticket is durable, and the file follows it."""
 
     ticket: int
 
 
-@dataclass(frozen=True, slots=True)
-class PersistFailed:
+class PersistFailed(Value, frozen=True):
     """The Persist of this ticket did not happen, in journal and file alike."""
 
     ticket: int
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Leave:
+class Leave(Value, frozen=True):
     """End the session in good order: ops in flight end first, as `failed` or `unknown`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Timer:
+class Timer(Value, frozen=True):
     """The deadline that the core named has come."""
 
 

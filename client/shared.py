@@ -1,7 +1,7 @@
 """What the parts of the client's core share: who we are, our clock, our files, and the effects under way."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from client.effects import Effect, FileState, History, Log, Persist, SendLockd
 from common.clock import Clock, tick
@@ -111,7 +111,7 @@ class Shared:
             head = Head(versions[-1], follows, records[-1].clock)
             after = FileState(head, records[-1].length, promised)
         elif keep == before.head.version.seq:
-            after = replace(before, head=replace(before.head, follows=follows), promised=promised)
+            after = FileState(Head(before.head.version, follows, before.head.clock), before.length, promised)
         else:
             version = self.history.version_at(file, keep)
             assert version is not None

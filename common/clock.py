@@ -6,8 +6,13 @@ Mattern, "Virtual time and global states of distributed systems" (1989).
 
 import json
 from collections.abc import Mapping
+from typing import Annotated
 
-Clock = Mapping[str, int]
+from msgspec import Meta
+
+from common.values import INTEGER_MAX
+
+Clock = Mapping[str, Annotated[int, Meta(ge=1, le=INTEGER_MAX)]]
 """A clock that nobody changes after it was made: merge and tick return new ones."""
 
 

@@ -4,14 +4,13 @@ from typing import Final, Literal
 
 from common.eventlog import format_time, format_value, parse_pairs, parse_time
 from common.tokens import format_token, parse_token
-from common.values import dataclass
+from common.values import Value
 
 GrantEvent = Literal["grant", "release", "expiry"]
 _EVENTS: Final[tuple[GrantEvent, ...]] = ("grant", "release", "expiry")
 
 
-@dataclass(frozen=True, slots=True)
-class GrantLine:
+class GrantLine(Value, frozen=True):
     """One line. `more` holds what only some events have: waited_ms and queue of a grant, held_ms of the others."""
 
     time_us: int

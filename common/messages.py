@@ -1,4 +1,4 @@
-"""The messages, one frozen dataclass each and one union per direction. PROTOCOL.md tells their story.
+"""The messages, one frozen struct each and one union per direction. PROTOCOL.md tells their story.
 
 Every message but Hello and Stale names the epoch of the lockd it was meant for or comes from, or, between
 replicas, a token, which holds one. A `request` is a number that its sender does not use twice in a session.
@@ -9,34 +9,35 @@ from typing import Literal
 
 from common.clock import Clock
 from common.records import Record, Version
-from common.values import dataclass
+from common.values import Hash, Number, Part
 
 Kind = Literal["file", "plain"]
 Mode = Literal["exclusive", "shared"]
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Message(Part, frozen=True):
+    """A message: on the wire an array of its tag and its fields. A tag never changes and is never used again."""
+
+
+class Head(Part, frozen=True):
     """The newest version of one file at a replica, the token its journal follows, and the newest op's clock."""
 
     version: Version
-    follows: int
+    follows: Number
     clock: Clock
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaHello:
+class ReplicaHello(Part, frozen=True):
     """The replica's part of a hello. `start_count` counts the starts of this data directory, from 1."""
 
     replica: str
-    start_count: int
+    start_count: Number
     endpoint: str
     heads: Mapping[str, Head]
     durability: Literal["disk", "memory"]
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
+class Member(Part, frozen=True):
     """A live replica as others reach it: its replica id, host, endpoint and incarnation."""
 
     replica: str
@@ -48,71 +49,65 @@ class Member:
 # Client to lockd
 
 
-@dataclass(frozen=True, slots=True)
-class Hello:
+class Hello(Message, frozen=True, tag=1):
     """Open a session. `group`, `epoch` and `highest_token` are what the client has last seen; "" and 0 at first."""
 
-    request: int
+    request: Number
     name: str
     incarnation: str
     replica: ReplicaHello | None
     group: str
-    epoch: int
-    highest_token: int
+    epoch: Number
+    highest_token: Number
 
 
-@dataclass(frozen=True, slots=True)
-class Goodbye:
+class Goodbye(Message, frozen=True, tag=2):
     """End the session; it needs no answer. Session 0 ends whatever a Hello before it has opened, in any epoch."""
 
-    epoch: int
-    session: int
+    epoch: Number
+    session: Number
 
 
-@dataclass(frozen=True, slots=True)
-class Ping:
+class Ping(Message, frozen=True, tag=3):
     """Renew the lease and ask for the time."""
 
-    epoch: int
-    session: int
-    request: int
+    epoch: Number
+    session: Number
+    request: Number
 
 
-@dataclass(frozen=True, slots=True)
-class Acquire:
+class Acquire(Message, frozen=True, tag=4):
     """Ask for a lock; answered by Grant or Refused. `wait_ms` bounds the wait in the queue; 0 is a try."""
 
-    epoch: int
-    session: int
-    request: int
+    epoch: Number
+    session: Number
+    request: Number
     lock: str
     kind: Kind
     mode: Mode
-    wait_ms: int
+    wait_ms: Number
 
 
-@dataclass(frozen=True, slots=True)
-class Cancel:
+class Cancel(Message, frozen=True, tag=5):
     """Leave the queue, or give back the grant that is under way, for the Acquire numbered `request`."""
 
-    epoch: int
-    session: int
-    request: int
+    epoch: Number
+    session: Number
+    request: Number
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(Message, frozen=True, tag=6):
     """Give a lock back; final once sent. Answered by Released if `confirm`.
 
     For a file: the version left, the clock left, whether anything was changed, and the replicas that
     acked the version. A lock without a file leaves EMPTY and nobody.
     """
 
-    epoch: int
-    session: int
-    request: int
+    epoch: Number
+    session: Number
+    request: Number
     lock: str
-    token: int
+    token: Number
     version: Version
     clock: Clock
     changed: bool
@@ -120,27 +115,25 @@ class Release:
     confirm: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Drop:
+class Drop(Message, frozen=True, tag=7):
     """The holder asks to take silent replicas out of the file's in-sync set; answered by InSync."""
 
-    epoch: int
-    session: int
-    request: int
+    epoch: Number
+    session: Number
+    request: Number
     file: str
-    token: int
+    token: Number
     replicas: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Report:
+class Report(Message, frozen=True, tag=8):
     """A learner tells how far it has come."""
 
-    epoch: int
-    session: int
+    epoch: Number
+    session: Number
     file: str
     version: Version
-    follows: int
+    follows: Number
 
 
 ToLockd = Hello | Goodbye | Ping | Acquire | Cancel | Release | Drop | Report
@@ -148,128 +141,116 @@ ToLockd = Hello | Goodbye | Ping | Acquire | Cancel | Release | Drop | Report
 # lockd to client
 
 
-@dataclass(frozen=True, slots=True)
-class Welcome:
+class Welcome(Message, frozen=True, tag=33):
     """The session is open. `host` is the client's component in vector clocks, `view` the live replicas.
 
     `replica` is the replica id in force: another than the hello's where the data directory was a copy,
     "" without a replica. `time_us` is lockd's clock, in microseconds since 1970, as in every message.
     """
 
-    epoch: int
-    session: int
-    request: int
+    epoch: Number
+    session: Number
+    request: Number
     group: str
-    ttl_ms: int
+    ttl_ms: Number
     host: str
     replica: str
     view: tuple[Member, ...]
-    time_us: int
+    time_us: Number
 
 
-@dataclass(frozen=True, slots=True)
-class Pong:
+class Pong(Message, frozen=True, tag=34):
     """Answer to Ping."""
 
-    epoch: int
-    request: int
-    time_us: int
+    epoch: Number
+    request: Number
+    time_us: Number
 
 
-@dataclass(frozen=True, slots=True)
-class Grant:
+class Grant(Message, frozen=True, tag=35):
     """The lock is held under `token`. The mode is exclusive, even where shared was asked, if `clean` is None.
 
     `clean` is the version that every in-sync replica holds; without one the holder settles first.
     `in_sync` and `learners` are replica ids. A lock without a file has EMPTY and nobody.
     """
 
-    epoch: int
-    request: int
+    epoch: Number
+    request: Number
     lock: str
-    token: int
+    token: Number
     mode: Mode
     clock: Clock
     clean: Version | None
     in_sync: tuple[str, ...]
     learners: tuple[str, ...]
-    time_us: int
+    time_us: Number
 
 
-@dataclass(frozen=True, slots=True)
-class Refused:
+class Refused(Message, frozen=True, tag=36):
     """A Hello or Acquire was refused, definitely; nothing happened. `reason` is one line for people."""
 
-    epoch: int
-    request: int
+    epoch: Number
+    request: Number
     reason: str
 
 
-@dataclass(frozen=True, slots=True)
-class Released:
+class Released(Message, frozen=True, tag=37):
     """Answer to Release: was the token still current when it came?"""
 
-    epoch: int
-    request: int
+    epoch: Number
+    request: Number
     current: bool
 
 
-@dataclass(frozen=True, slots=True)
-class InSync:
+class InSync(Message, frozen=True, tag=38):
     """Answer to Drop: the set as it is now, durably; `current` tells whether the token still holds the lock."""
 
-    epoch: int
-    request: int
+    epoch: Number
+    request: Number
     current: bool
     in_sync: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class View:
+class View(Message, frozen=True, tag=39):
     """All live replicas, at each change."""
 
-    epoch: int
+    epoch: Number
     members: tuple[Member, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Learn:
+class Learn(Message, frozen=True, tag=40):
     """You are a learner of `file`: fetch it from one of `sources` (in-sync, live), then Report."""
 
-    epoch: int
+    epoch: Number
     file: str
     sources: tuple[str, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Admitted:
+class Admitted(Message, frozen=True, tag=41):
     """You are in the in-sync set of `file` now."""
 
-    epoch: int
+    epoch: Number
     file: str
 
 
-@dataclass(frozen=True, slots=True)
-class Settle:
+class Settle(Message, frozen=True, tag=42):
     """`file` is unclean and somebody learns it: acquire it, settle and release."""
 
-    epoch: int
+    epoch: Number
     file: str
 
 
-@dataclass(frozen=True, slots=True)
-class Stale:
+class Stale(Message, frozen=True, tag=43):
     """A message named another epoch; lockd did nothing. `epoch` is the one in force."""
 
-    epoch: int
+    epoch: Number
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
+class Ended(Message, frozen=True, tag=44):
     """This session is over; every lock held in it is void."""
 
-    epoch: int
-    session: int
+    epoch: Number
+    session: Number
     reason: str
 
 
@@ -278,8 +259,7 @@ FromLockd = Welcome | Pong | Grant | Refused | Released | InSync | View | Learn 
 # Replica to replica
 
 
-@dataclass(frozen=True, slots=True)
-class Push:
+class Push(Message, frozen=True, tag=65):
     """The sync message: take in `records` behind the version `previous`, under `token`.
 
     Without records it settles: `previous` is the holder's head, and `clock` the holder's clock.
@@ -288,32 +268,29 @@ class Push:
 
     group: str
     file: str
-    token: int
+    token: Number
     previous: Version
     records: tuple[Record, ...]
     clock: Clock
 
 
-@dataclass(frozen=True, slots=True)
-class Ack:
+class Ack(Message, frozen=True, tag=97):
     """The replica holds the version `seq` of the push under `token`, durably."""
 
     file: str
-    token: int
-    seq: int
+    token: Number
+    seq: Number
 
 
-@dataclass(frozen=True, slots=True)
-class Fenced:
+class Fenced(Message, frozen=True, tag=98):
     """The push was refused: the replica has promised `promised`, a larger token."""
 
     file: str
-    token: int
-    promised: int
+    token: Number
+    promised: Number
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(Message, frozen=True, tag=66):
     """Ask for what comes after the newest of `points` that you hold too; points are (seq, hash), newest first.
 
     Version 0 is always common and need not be named.
@@ -321,17 +298,16 @@ class Fetch:
 
     group: str
     file: str
-    request: int
-    points: tuple[tuple[int, bytes], ...]
+    request: Number
+    points: tuple[tuple[Number, Hash], ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Fetched:
+class Fetched(Message, frozen=True, tag=99):
     """Answer to Fetch, to be taken in like a push of the token `follows`; `more` tells to fetch again."""
 
     file: str
-    request: int
-    follows: int
+    request: Number
+    follows: Number
     previous: Version
     records: tuple[Record, ...]
     more: bool

@@ -12,20 +12,18 @@ import hashlib
 from typing import Final, Literal
 
 from common.clock import Clock
-from common.values import dataclass
+from common.values import HASH_BYTES, Hash, Number, Part
 
 Verb = Literal["write", "update", "restore"]
 VERBS: Final[tuple[Verb, ...]] = ("write", "update", "restore")
-HASH_BYTES: Final = 16
 
 
-@dataclass(frozen=True, slots=True)
-class Version:
+class Version(Part, frozen=True):
     """One state of a file: how many ops made it, the newest op's token, and the hash over them all."""
 
-    seq: int
-    token: int
-    hash: bytes
+    seq: Number
+    token: Number
+    hash: Hash
 
     def __str__(self) -> str:
         return f"@{self.seq}/{self.hash.hex()[:12]}"
@@ -35,23 +33,22 @@ EMPTY: Final = Version(0, 0, bytes(HASH_BYTES))
 """Version 0 of every file: the empty file."""
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Part, frozen=True):
     """One op that made a version.
 
     `seq` counts from 1. `clock` is its author's clock at the op and `time_us` network time in
     microseconds since 1970. `of` is the seq that a restore went back to, else 0.
     """
 
-    seq: int
-    token: int
+    seq: Number
+    token: Number
     id: str
     verb: Verb
-    offset: int
+    offset: Number
     inserted: bytes
     clock: Clock
-    time_us: int
-    of: int = 0
+    time_us: Number
+    of: Number = 0
 
     @property
     def length(self) -> int:

@@ -9,11 +9,10 @@ from dataclasses import field
 
 from common.grantlog import GrantLine
 from common.messages import FromLockd
-from common.values import dataclass
+from common.values import Value
 
 
-@dataclass(frozen=True, slots=True)
-class ReplicaSeen:
+class ReplicaSeen(Value, frozen=True):
     """A replica id, the host it keeps for ever, and its newest start."""
 
     replica: str
@@ -23,8 +22,7 @@ class ReplicaSeen:
     incarnation: str
 
 
-@dataclass(frozen=True, slots=True)
-class SessionOpened:
+class SessionOpened(Value, frozen=True):
     """A session begins; `replica` is "" for a client without one."""
 
     session: int
@@ -32,15 +30,13 @@ class SessionOpened:
     replica: str
 
 
-@dataclass(frozen=True, slots=True)
-class SessionEnded:
+class SessionEnded(Value, frozen=True):
     """A session is over."""
 
     session: int
 
 
-@dataclass(frozen=True, slots=True)
-class InSyncChanged:
+class InSyncChanged(Value, frozen=True):
     """The in-sync set of a file, whole."""
 
     file: str
@@ -61,30 +57,26 @@ class Durable:
     in_sync: dict[str, tuple[str, ...]] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
-class Persist:
+class Persist(Value, frozen=True):
     """Make these changes durable, all or nothing, before the effects behind this one."""
 
     changes: tuple[Change, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(Value, frozen=True):
     """Send to the client that `route`, the driver's, leads to."""
 
     route: bytes
     message: FromLockd
 
 
-@dataclass(frozen=True, slots=True)
-class LogGrant:
+class LogGrant(Value, frozen=True):
     """Append one line to grants.log."""
 
     line: GrantLine
 
 
-@dataclass(frozen=True, slots=True)
-class Note:
+class Note(Value, frozen=True):
     """Write one line to lockd.log."""
 
     text: str

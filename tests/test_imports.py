@@ -135,7 +135,7 @@ def test_a_core_has_no_io(core: str) -> None:
 
 def test_one_module_knows_msgpack() -> None:
     packages = ("common", "lockd", "client")
-    users = [module for package in packages for module, names in modules_of(package) if "msgpack" in names]
+    users = [module for package in packages for module, names in modules_of(package) if "msgspec.msgpack" in names]
     assert users == ["common/wire.py"]
 
 

@@ -13,12 +13,12 @@ tests.test_scenarios` writes the files anew from their `>` lines; read the diffe
 """
 
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
 from pathlib import Path
 from random import Random
 from typing import Any, get_args
 
 import pytest
+from msgspec import Struct
 
 from client.effects import Finished, Log, OpVerb, Persist, Submit
 from common.clock import format_clock
@@ -183,12 +183,12 @@ class Story:
                 return f"({', '.join([self._short(each) for each in value])})"
             case Mapping():
                 return f"{{{', '.join([f'{key}: {self._short(each)}' for key, each in value.items()])}}}"
-            case _ if is_dataclass(value):
+            case Struct():
                 return f"({self._fields(value)})"
         return str(value)
 
     def _fields(self, value: Any) -> str:
-        pairs = [(field.name, getattr(value, field.name)) for field in fields(value)]
+        pairs = [(name, getattr(value, name)) for name in value.__struct_fields__]
         return " ".join(
             [
                 f"{key}={self._short(each, key)}"

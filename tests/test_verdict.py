@@ -12,6 +12,7 @@ from typing import Literal
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from client.effects import Persist
 from client.journal import Journal as ReplicaJournal
@@ -266,7 +267,7 @@ def change_client(evidence: Evidence, index: int, changed: Client) -> Evidence:
 def change_record(evidence: Evidence, client: int, file: str, seq: int, **changes: object) -> None:
     records = evidence.clients[client].journals[file].records
     assert isinstance(records, list)
-    records[seq - 1] = replace(records[seq - 1], **changes)
+    records[seq - 1] = structs.replace(records[seq - 1], **changes)
 
 
 def lock_lines(evidence: Evidence) -> list[LockLine]:
@@ -418,10 +419,10 @@ def test_tokens_that_do_not_rise_are_caught() -> None:
     evidence = good_group().evidence()
     lines = lock_lines(evidence)
     first, third = lines[0], lines[2]
-    lines[0] = replace(first, line=replace(first.line, token=third.line.token))
-    lines[2] = replace(third, line=replace(third.line, token=first.line.token))
+    lines[0] = replace(first, line=structs.replace(first.line, token=third.line.token))
+    lines[2] = replace(third, line=structs.replace(third.line, token=first.line.token))
     assert wrong(evidence)["tokens"].startswith("lockd/grants.log:1: grants are missing before the token 1.2")
-    lines[0], lines[2] = first, replace(third, line=replace(third.line, token=first.line.token))
+    lines[0], lines[2] = first, replace(third, line=structs.replace(third.line, token=first.line.token))
     assert wrong(evidence)["tokens"] == ("lockd/grants.log:3: the token 1.1 is not larger than 1.1 before it")
 
 
@@ -451,14 +452,14 @@ def test_a_release_of_what_is_not_held_is_caught() -> None:
     again = replace(lines[1], number=3)
     lines.insert(2, again)
     assert wrong(evidence)["tokens"] == ("lockd/grants.log:3: release of notes.txt under 1.1, which was let go before")
-    lines[2] = replace(again, line=replace(again.line, event="expiry", token=make_token(1, 99)))
+    lines[2] = replace(again, line=structs.replace(again.line, event="expiry", token=make_token(1, 99)))
     assert wrong(evidence)["tokens"].endswith("expiry of notes.txt under 1.99, which was never granted")
 
 
 def test_a_release_by_another_client_is_caught() -> None:
     evidence = good_group().evidence()
     lines = lock_lines(evidence)
-    lines[1] = replace(lines[1], line=replace(lines[1].line, client="client-2"))
+    lines[1] = replace(lines[1], line=structs.replace(lines[1].line, client="client-2"))
     assert wrong(evidence)["tokens"].startswith("lockd/grants.log:2: release by client-2, exclusive, of what")
 
 
@@ -473,7 +474,7 @@ def test_an_op_under_anothers_token_is_caught() -> None:
     evidence = good_group().evidence()
     lines = lock_lines(evidence)
     for index in (0, 1):
-        lines[index] = replace(lines[index], line=replace(lines[index].line, client="client-2"))
+        lines[index] = replace(lines[index], line=structs.replace(lines[index].line, client="client-2"))
     assert wrong(evidence) == {
         "tokens": "client-0/events.log:3: client-0 used the token 1.1 on notes.txt, "
         "but it was granted to client-2 on notes.txt"
@@ -484,7 +485,7 @@ def test_a_change_under_a_shared_lock_is_caught() -> None:
     evidence = good_group().evidence()
     lines = lock_lines(evidence)
     for index in (0, 1):
-        lines[index] = replace(lines[index], line=replace(lines[index].line, mode="shared"))
+        lines[index] = replace(lines[index], line=structs.replace(lines[index].line, mode="shared"))
     assert wrong(evidence) == {"tokens": "client-0/events.log:3: a write under 1.1, which was granted shared"}
 
 
@@ -551,7 +552,7 @@ def test_journals_that_disagree_are_caught() -> None:
     assert isinstance(journal.records, list) and isinstance(journal.hashes, list)
     version = EMPTY
     for index, record in enumerate(list(journal.records)):
-        journal.records[index] = replace(record, time_us=record.time_us + 1)
+        journal.records[index] = structs.replace(record, time_us=record.time_us + 1)
         version = version_after(version, journal.records[index])
         journal.hashes[index] = version.hash
     assert wrong(evidence)["hash chain"].startswith("client-2/journal: deep/plans.txt@1: its hash is ")
@@ -580,7 +581,7 @@ def test_an_undone_op_is_no_damage() -> None:
     group.done -= 1
     line = replica.lines.pop()
     token = make_token(1, group.counter)
-    group.locks[-1] = replace(group.locks[-1], line=replace(group.locks[-1].line, mode="exclusive"))
+    group.locks[-1] = replace(group.locks[-1], line=structs.replace(group.locks[-1].line, mode="exclusive"))
     replica.clock = dict(line.event.clock)
     for clock, verb in ((replica.clock, "write"), (tick(replica.clock, "client-0"), "undo")):
         group._log(replica, clock, verb, NOTES, "client-0:5", version, ("from", "client-0"), token=token)
@@ -897,7 +898,7 @@ def test_time_that_runs_back_is_caught() -> None:
 def test_lockds_time_that_runs_back_is_caught() -> None:
     evidence = good_group().evidence()
     lines = lock_lines(evidence)
-    lines[6] = replace(lines[6], line=replace(lines[6].line, time_us=lines[5].line.time_us - 7))
+    lines[6] = replace(lines[6], line=structs.replace(lines[6].line, time_us=lines[5].line.time_us - 7))
     assert wrong(evidence) == {"timestamps": "lockd/grants.log:7: 7 µs before the line before it"}
 
 

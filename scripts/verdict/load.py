@@ -20,7 +20,8 @@ from common.clock import Clock, parse_clock
 from common.eventlog import HEADER, parse_event
 from common.grantlog import parse_grant
 from common.names import is_host
-from common.records import HASH_BYTES, VERBS, Record
+from common.records import VERBS, Record
+from common.values import HASH_BYTES
 from scripts.verdict.evidence import (
     Asked,
     Client,
