@@ -1,4 +1,4 @@
-"""The command `client`. What needs ZeroMQ or SQLite is loaded by the commands that use it."""
+"""The command `client`. What needs ZeroMQ or msgspec is loaded by the commands that use it."""
 
 import sys
 import time

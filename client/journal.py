@@ -1,9 +1,10 @@
 """A replica's durable storage: the journal of ops, and the plain files as a view of it.
 
-Theory of operation. A write is one SQLite transaction, then one change to the end of the plain file. The
-journal alone decides, so no op waits for the file: every SYNC_OPS ops, and at the end, the file is synced and
-the journal notes up to which version it is on disk. After a crash `open` rewrites the file from the least
-offset of the ops above that version; what lies before it nobody has touched since.
+Theory of operation. A write is one append to the file's log, then one change to the end of the plain file. The
+journal alone decides, so no op waits for the file: every SYNC_OPS ops, and at the end, the file is synced and a
+mark in the log notes up to which version it is on disk. After a crash `open` rewrites the file from the least
+offset of the ops above that version; what lies before it nobody has touched since. What is small and seldom
+changes (`meta`: who the replica is) is a JSON file that is replaced as a whole.
 
 Invariants, between any two calls:
 - a file's ops are 1..head without a gap, and the plain file holds exactly the head's content;
@@ -13,49 +14,44 @@ Invariants, between any two calls:
 One process at a time may have a directory open; who starts it sees to that.
 """
 
+import json
 import os
 from collections.abc import Mapping
-from contextlib import closing
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
 from client.effects import FileState, Persist
-from client.journal_change import JournalFile, plan
-from client.journal_database import Database, FileOps
-from client.journal_format import FILES, SET_META, UPDATE_FILE, Durability, MetaValue, Statement
-from client.plainfiles import PlainFiles, make_directories, sync_directory
+from client.journal_change import plan
+from client.journal_format import FORMAT, Durability, MetaValue, mark_entry
+from client.journal_log import OpenLogs, OpsLog, remove_log
+from client.plainfiles import PlainFiles, make_directories, sync_directory, write_at
 from client.seek import common_length, end_of_version, least_offset
-from client.storage_errors import FatalStorageError, StorageError
+from client.storage_errors import FatalStorageError, StorageError, os_error
 from common.messages import Head
 from common.records import EMPTY, Record, Version
-from common.wire import encode_record
 
-__all__ = ("Durability", "FatalStorageError", "Journal", "MetaValue", "StorageError")
+__all__ = ("Durability", "FatalStorageError", "Journal", "MetaValue", "StorageError", "read_meta")
 
 SYNC_OPS: Final = 256
 """A file is synced after so many ops; this bounds what a restart, or a reader beside us, looks at twice."""
+_META: Final = "meta"
+_NEW_META: Final = "meta.new"
 
 
 class Journal:
     """The storage of one data directory; also the core's History. Every method may raise StorageError."""
 
-    def __init__(self, database: Database, plain: PlainFiles, *, durable: bool) -> None:
+    def __init__(self, path: Path, plain: PlainFiles, meta: dict[str, MetaValue], *, durable: bool) -> None:
         """Use `open` instead."""
-        self._database = database
+        self._path = path
         self._plain = plain
         self._durable = durable
         self._broken = ""
-        self._meta: dict[str, MetaValue] = dict(database.rows("SELECT key, value FROM meta"))
-        self._files: dict[str, JournalFile] = {}
-        for name, *row in database.rows(FILES):
-            self._files[name] = file = JournalFile(*row)
-            seq = database.head(file.id)
-            file.version, file.clock = database.version(file.id, seq)
-            # An op under a new token promises and follows it without a word in the file's row.
-            file.promised = max(file.promised, file.version.token)
-            file.follows = max(file.follows, file.version.token)
-            file.length = FileOps(database, file.id).length(seq) if seq else 0
+        self._meta = meta
+        self._logs = OpenLogs(writable=True)
+        self._files: dict[str, OpsLog] = {}
+        self._number = 0
 
     @classmethod
     def open(cls, directory: Path, durability: Durability) -> tuple["Journal", tuple[str, ...]]:
@@ -64,32 +60,50 @@ class Journal:
         Returns the journal and one line for each file that was not as the journal says.
         """
         durable = durability == "disk"
+        path = directory / "journal"
         make_directories(directory / "files", durable=durable)
-        database = Database.open_for_writing(directory / "journal", durability)
+        meta = read_meta(path)
+        if meta is None:
+            if path.exists() and (not path.is_dir() or {part.name for part in path.iterdir()} - {_NEW_META}):
+                raise StorageError(f"{path} is not a Lockstep journal")
+            make_directories(path, durable=durable)
         plain = PlainFiles(directory / "files", durable=durable)
+        journal = cls(path, plain, meta or {}, durable=durable)
         try:
             if durable:
                 sync_directory(directory)
-            journal = cls(database, plain, durable=durable)
-            if durable and journal.meta.get("durability") == "memory":
-                os.sync()  # what was noted as synced till now was only handed to the system
+                if journal.meta.get("durability") == "memory":
+                    os.sync()  # what was noted as synced till now was only handed to the system
+            journal._open_logs()
             notes = journal._repair_all()
             journal.set_meta({"durability": durability})
         except BaseException:
             plain.close()
-            database.close()
+            journal._logs.close()
             raise
         return journal, notes
 
+    def _open_logs(self) -> None:
+        for number in log_numbers(self._path):
+            path = self._path / f"{number}.ops"
+            log = OpsLog.open(path, self._logs)
+            if log is None:
+                remove_log(path)
+                continue
+            if log.name in self._files:
+                raise StorageError(f"{path} is damaged: {self._files[log.name].path.name} is of {log.name} already")
+            log.trim(durable=self._durable)
+            self._files[log.name] = log
+            self._number = number
+
     def close(self) -> None:
-        """Sync the files, bring the WAL into the journal, and close everything, even where that fails."""
+        """Sync the files, note that, and close everything, even where that fails."""
         try:
             if not self._broken:
-                self._note_synced([name for name, file in self._files.items() if not file.is_synced])
-                self._database.rows("PRAGMA wal_checkpoint(TRUNCATE)")
+                self._note_synced([name for name, log in self._files.items() if not log.last.is_synced])
         finally:
             self._plain.close()
-            self._database.close()
+            self._logs.close()
 
     # Small values
 
@@ -99,66 +113,76 @@ class Journal:
         return MappingProxyType(self._meta)
 
     def set_meta(self, values: Mapping[str, MetaValue]) -> None:
-        """Keep small values durably, all or none; those that are kept already cost nothing."""
-        new = {key: value for key, value in values.items() if self._meta.get(key) != value}
-        if new:
-            self._commit([(SET_META, item) for item in new.items()])
-            self._meta.update(new)
+        """Keep small values, as durably as ops, all or none; those that are kept already cost nothing."""
+        self._set_meta(values, durable=self._durable)
 
     def begin_start(self) -> tuple[str, int]:
         """Count a start of this directory, durably in any case; return (replica id, start count)."""
         replica = str(self._meta.get("replica_id") or os.urandom(8).hex())
         count = int(self._meta.get("start_count", 0)) + 1
-        if not self._durable:
-            self._database.rows("PRAGMA synchronous = FULL")
-        self.set_meta({"replica_id": replica, "start_count": count})
-        if not self._durable:
-            self._database.rows("PRAGMA wal_checkpoint(TRUNCATE)")
-            self._database.rows("PRAGMA synchronous = OFF")
+        self._set_meta({"replica_id": replica, "start_count": count}, durable=True)
         return replica, count
+
+    def _set_meta(self, values: Mapping[str, MetaValue], *, durable: bool) -> None:
+        meta = {**self._meta, **values}
+        if meta == self._meta:
+            return
+        data = json.dumps({"format": FORMAT, "meta": meta}, indent=1).encode() + b"\n"
+        try:
+            descriptor = os.open(self._path / _NEW_META, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            try:
+                write_at(descriptor, 0, data)
+                if durable:
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+            os.replace(self._path / _NEW_META, self._path / _META)
+        except OSError as error:
+            raise os_error(f"cannot write {self._path / _META}", error) from error
+        self._meta = meta
+        if durable:
+            sync_directory(self._path)
 
     # Reading
 
     def states(self) -> dict[str, FileState]:
         """Return the state of every file."""
         return {
-            name: FileState(Head(file.version, file.follows, file.clock), file.length, file.promised)
-            for name, file in self._files.items()
+            name: FileState(
+                Head(log.last.version, log.last.follows, log.clock(log.last.version.seq)),
+                log.last.length,
+                log.last.promised,
+            )
+            for name, log in self._files.items()
         }
 
     def version_at(self, file: str, seq: int) -> Version | None:
         """Return the version `seq` (0 is EMPTY), or None where there is none."""
-        known = self._files.get(file)
+        log = self._files.get(file)
         if seq == 0:
             return EMPTY
-        if known is None or not 0 < seq <= known.version.seq:
+        if log is None or not 0 < seq <= log.last.version.seq:
             return None
-        if seq == known.version.seq:
-            return known.version
-        token, digest = self._database.op("token, hash", known.id, seq)
-        return Version(seq, token, digest)
+        return log.last.version if seq == log.last.version.seq else log.version(seq)
 
     def record_at(self, file: str, seq: int) -> Record:
         """Return the op that made version `seq`, from 1 to the head."""
-        ((record, _),) = self._database.records(self._files[file].id, seq - 1, seq)
-        return record
+        return self._files[file].record(seq)
 
     def records_after(self, file: str, seq: int, bytes_max: int) -> tuple[tuple[Record, ...], bool]:
         """Return the ops behind version `seq`, and whether more follow.
 
         It ends with the op with which the encoded records pass `bytes_max`.
         """
-        known = self._files.get(file)
-        if known is None:
-            return (), False
-        head, records = known.version.seq, []
-        with closing(self._database.records(known.id, seq, head)) as rows:
-            for record, _ in rows:
-                records.append(record)
-                bytes_max -= len(encode_record(record))
-                if bytes_max < 0:
-                    break
-        return tuple(records), bool(records) and records[-1].seq < head
+        log = self._files.get(file)
+        records: list[Record] = []
+        head = log.last.version.seq if log else 0
+        while log and seq < head and bytes_max >= 0:
+            seq += 1
+            op = log.op(seq)
+            records.append(log.record_of(op))
+            bytes_max -= op.record_bytes
+        return tuple(records), bool(records) and seq < head
 
     def change_to(self, file: str, seq: int) -> tuple[int, bytes]:
         """Return the (offset, inserted) that turns the head's content into version `seq`'s.
@@ -166,161 +190,202 @@ class Journal:
         The offset is that of the first byte that differs; (length, b"") where none does. Only the ends of
         both versions are read, from the least offset of the ops above `seq` on.
         """
-        known = self._files.get(file)
-        if known is None:
+        log = self._files.get(file)
+        if log is None:
             assert seq == 0, seq
             return 0, b""
-        ops = FileOps(self._database, known.id)
-        length = ops.length(seq) if seq else 0
-        start = least_offset(ops, seq, known.version.seq, min(length, known.length))
-        wanted = self._end_at(file, seq, start)
-        same = common_length(self._read_view(file, start, known.length), wanted)
+        length, last = log.length(seq) if seq else 0, log.last
+        start = least_offset(log, seq, last.version.seq, min(length, last.length))
+        wanted = self._end_at(log, seq, start)
+        same = common_length(self._read_view(log, start, last.length), wanted)
         return start + same, wanted[same:]
 
     def content(self, file: str, seq: int) -> bytes:
         """Return the content of version `seq`, from 0 to the head."""
-        return self._end_at(file, seq, 0)
+        return self._end_at(self._files[file], seq, 0)
 
     def read(self, file: str) -> bytes:
         """Return the file's content; a file that is not there is empty."""
-        known = self._files.get(file)
-        if known is None:
+        log = self._files.get(file)
+        if log is None:
             return b""
-        if self._plain.size(file) != known.length:  # somebody else has changed, replaced or removed it
-            self._repair(file)
+        if self._plain.size(file) != log.last.length:  # somebody else has changed, replaced or removed it
+            self._repair(log)
             self._note_synced([file])
-        return self._read_view(file, 0, known.length)
+        return self._read_view(log, 0, log.last.length)
 
     def tail(self, file: str, bytes_max: int) -> tuple[int, bytes]:
         """Return the file's length in bytes and its last bytes, up to `bytes_max` of them."""
-        known = self._files.get(file)
-        if known is None:
+        log = self._files.get(file)
+        if log is None:
             return 0, b""
-        return known.length, self._read_view(file, max(known.length - bytes_max, 0), known.length)
+        length = log.last.length
+        return length, self._read_view(log, max(length - bytes_max, 0), length)
 
     # Writing
 
     def write(self, change: Persist) -> None:
-        """Do what Persist asks for: one transaction, then the file.
+        """Do what Persist asks for: one change of the log, then the file.
 
         Raises StorageError with nothing changed in journal, memory and file, or FatalStorageError.
         """
         if self._broken:
             raise FatalStorageError(self._broken)
-        before = self._files.get(change.file)
-        if before is not None:
-            self._write(change, before, is_new=False)
-            return
-        made = self._plain.create(change.file)
+        log = self._files.get(change.file)
         try:
-            self._write(change, JournalFile(len(self._files) + 1), is_new=True)
-        except StorageError:
-            if made:
-                self._plain.remove(change.file)
-            raise
-
-    def _write(self, change: Persist, before: JournalFile, *, is_new: bool) -> None:
-        name = change.file
-        changes_ops = bool(change.records) or change.keep < before.version.seq
-        if not (is_new or changes_ops or before.promised != change.promised or before.follows != change.follows):
-            return
-        sync = before.unsynced_ops >= SYNC_OPS
-        if sync:
-            self._sync(name)
-            before.note_synced()  # which the transaction makes durable
-        planned = plan(
-            self._database,
-            before,
-            change,
-            lambda start, stop: self._read_view(name, start, stop),
-            is_new=is_new,
-            row_differs=sync,
-        )
-        self._commit(planned.statements)
-        if changes_ops:
-            end = planned.end
-            try:
-                self._plain.write_end(name, end.start, end.after, before.length)
-            except StorageError as error:
-                back = planned.take_back(before)
-                try:
-                    self._plain.write_end(name, end.start, end.before, max(before.length, end.length))
-                    self._commit(back)
-                except StorageError as second:
-                    self._broken = f"{error.reason}; and it cannot be taken back: {second.reason}"
-                    raise FatalStorageError(self._broken) from error
-                raise
-        self._files[name] = planned.after
-
-    def _commit(self, statements: list[Statement]) -> None:
-        if self._broken:
-            raise FatalStorageError(self._broken)
-        try:
-            self._database.commit(statements)
+            if log is not None:
+                self._write(change, log, is_new=False)
+            else:
+                self._write_first(change)
         except FatalStorageError as error:
             self._broken = str(error)
             raise
+
+    def _write_first(self, change: Persist) -> None:
+        made = self._plain.create(change.file)
+        log: OpsLog | None = None
+        try:
+            path = self._path / f"{self._number + 1}.ops"
+            log = OpsLog.create(path, self._logs, change.file, durable=self._durable)
+            self._write(change, log, is_new=True)
+        except StorageError:
+            if log is not None:
+                log.remove()
+            if made:
+                self._plain.remove(change.file)
+            raise
+        self._files[change.file] = log
+        self._number += 1
+
+    def _write(self, change: Persist, log: OpsLog, *, is_new: bool) -> None:
+        last = log.last
+        changes_ops = bool(change.records) or change.keep < last.version.seq
+        if not (is_new or changes_ops or last.promised != change.promised or last.follows != change.follows):
+            return
+        mark = b""
+        if last.unsynced_ops >= SYNC_OPS:
+            self._sync(log)
+            mark = _mark_of(log)
+        planned = plan(log, change, lambda start, stop: self._read_view(log, start, stop))
+        log.append(mark + planned.entries, durable=self._durable)
+        if changes_ops:
+            end = planned.end
+            try:
+                self._plain.write_end(change.file, end.start, end.after, last.length)
+            except StorageError as error:
+                try:
+                    self._plain.write_end(change.file, end.start, end.before, max(last.length, end.length))
+                    log.take_back(durable=self._durable)
+                    if not is_new:
+                        # Nobody can say what of the file's end is on disk now.
+                        last.synced = min(last.synced, change.keep)
+                        last.synced_bytes = min(last.synced_bytes, end.start)
+                        last.undone += 1
+                        self._mark(log)
+                except (StorageError, FatalStorageError) as second:
+                    raise FatalStorageError(f"{error.reason}; and it cannot be taken back: {second}") from error
+                raise
+        log.last = planned.done(last.end + len(mark))
+
+    def _mark(self, log: OpsLog) -> None:
+        """Append a mark of what memory holds."""
+        mark = _mark_of(log)
+        log.append(mark, durable=self._durable)
+        log.last.end += len(mark)
 
     # The files as a view of the journal
 
     def _repair_all(self) -> tuple[str, ...]:
         notes, repaired = [], []
-        for name, file in self._files.items():
-            if not file.is_synced or self._plain.size(name) != file.length:
-                notes.append(self._repair(name))
+        for name, log in self._files.items():
+            if not log.last.is_synced or self._plain.size(name) != log.last.length:
+                notes.append(self._repair(log))
                 repaired.append(name)
         self._note_synced(repaired)
         return tuple(filter(None, notes))
 
-    def _repair(self, name: str) -> str:
+    def _repair(self, log: OpsLog) -> str:
         """Write the file anew from where it may be wrong; return a line on what was wrong, or "".
 
         It is for the caller to `_note_synced` afterwards.
         """
-        file, size = self._files[name], self._plain.size(name)
-        seq, ops = file.version.seq, FileOps(self._database, file.id)
-        trusted = least_offset(ops, file.synced, seq, min(file.synced_bytes, file.length))
-        if size is None or size < trusted or (file.is_synced and size != file.length):
+        name, last = log.name, log.last
+        size, seq = self._plain.size(name), last.version.seq
+        trusted = least_offset(log, last.synced, seq, min(last.synced_bytes, last.length))
+        if size is None or size < trusted or (last.is_synced and size != last.length):
             # No crash left it so: somebody else was here, and may have changed any of it.
-            trusted = file.synced_bytes = 0
-            self._commit([(UPDATE_FILE, file.row())])
+            trusted = last.synced_bytes = 0
+            self._mark(log)
             self._plain.recreate(name)
         was = self._plain.read(name, trusted, size or 0)
-        end = b"".join(end_of_version(ops, seq, seq, trusted, trusted)[1])
+        end = b"".join(end_of_version(log, seq, seq, trusted, trusted)[1])
         # Written in any case: what a failed sync left in the cache reads well, but will not reach the disk.
         self._plain.write_end(name, trusted, end, trusted + len(was))
         return "" if was == end else f"files/{name} was brought back to version {seq} from byte {trusted} on"
 
     def _note_synced(self, names: list[str]) -> None:
-        """Sync the files, and note it durably."""
-        for name in names:
-            self._sync(name)
-            self._files[name].note_synced()
-        if names:
-            self._commit([(UPDATE_FILE, self._files[name].row()) for name in names])
+        """Sync the files, and note it as durably as ops."""
+        try:
+            for name in names:
+                log = self._files[name]
+                self._sync(log)
+                self._mark(log)
+        except FatalStorageError as error:
+            self._broken = str(error)
+            raise
 
-    def _sync(self, name: str) -> None:
+    def _sync(self, log: OpsLog) -> None:
+        """Sync the file and bring the index up to date; a mark has to tell it."""
         if self._durable:
-            try:
-                self._plain.sync(name)
-            except FatalStorageError as error:
-                self._broken = str(error)
-                raise
+            self._plain.sync(log.name)
+        log.write_index(durable=self._durable)
+        log.last.note_synced()
 
-    def _read_view(self, name: str, start: int, stop: int) -> bytes:
+    def _read_view(self, log: OpsLog, start: int, stop: int) -> bytes:
         """Return the plain file's bytes [start, stop), after a repair if somebody else has cut it."""
-        data = self._plain.read(name, start, stop)
+        data = self._plain.read(log.name, start, stop)
         if len(data) < stop - start:
-            self._repair(name)
-            self._note_synced([name])
-            data = self._plain.read(name, start, stop)
+            self._repair(log)
+            self._note_synced([log.name])
+            data = self._plain.read(log.name, start, stop)
         if len(data) < stop - start:
-            raise StorageError(f"files/{name} is being changed by somebody else")
+            raise StorageError(f"files/{log.name} is being changed by somebody else")
         return data
 
-    def _end_at(self, name: str, seq: int, start: int) -> bytes:
-        file = self._files[name]
-        assert 0 <= seq <= file.version.seq, seq
-        ops = FileOps(self._database, file.id)
-        stands, pieces = end_of_version(ops, seq, file.version.seq, start, file.length)
-        return b"".join([self._read_view(name, start, stands), *pieces])
+    def _end_at(self, log: OpsLog, seq: int, start: int) -> bytes:
+        last = log.last
+        assert 0 <= seq <= last.version.seq, seq
+        stands, pieces = end_of_version(log, seq, last.version.seq, start, last.length)
+        return b"".join([self._read_view(log, start, stands), *pieces])
+
+
+def read_meta(path: Path) -> dict[str, MetaValue] | None:
+    """Return the small values of the journal at `path`, None where it has none. Raises StorageError."""
+    try:
+        data = (path / _META).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise os_error(f"cannot read {path / _META}", error) from error
+    try:
+        found = json.loads(data)
+        version, meta = found["format"], dict(found["meta"])
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise StorageError(f"{path / _META} is damaged: {error}") from error
+    if version != FORMAT:
+        raise StorageError(f"{path} has the format {version}, and this Lockstep knows {FORMAT}; use a newer one")
+    return meta
+
+
+def log_numbers(path: Path) -> list[int]:
+    """Return the numbers of the logs in the journal at `path`, in order. Raises StorageError."""
+    try:
+        return sorted([int(part.stem) for part in path.glob("*.ops") if part.stem.isdigit()])
+    except OSError as error:
+        raise os_error(f"cannot read {path}", error) from error
+
+
+def _mark_of(log: OpsLog) -> bytes:
+    last = log.last
+    tokens = last.promised, last.follows
+    return mark_entry(last.version.seq, tokens, last.synced, last.synced_bytes, last.undone)

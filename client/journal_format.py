@@ -1,109 +1,191 @@
-"""The journal's format: an SQLite database, its tables and rows.
+"""The journal's format: one log of entries for each file, appended to and never changed.
 
-`sqlite3 DIR/journal "SELECT * FROM history"` shows it to people. The integer key of an op packs the file's id
-and the seq, so that one file's ops lie together, in order, and need no second index.
+A log begins with a line, `lockstep journal 1 "NAME"`. Entries follow: their size and the CRC-32 of what comes
+after it (4 bytes each, as all numbers little-endian), then the kind and whether more entries belong to the same
+change. An op has a head of numbers with a CRC-32 of its own, the record as it stands under the hash chain, and
+the bytes that it removed from the file's end. A mark tells all else: the version kept, what is above it being
+undone, both tokens, what of the file is synced, and how often ops were undone. An op promises and follows tokens
+too, so that most changes are one entry.
 """
 
-from typing import Any, Final, Literal
+import json
+import zlib
+from struct import Struct
+from typing import Final, Literal, NamedTuple
 
 from client.storage_errors import StorageError
-from common.clock import format_clock, parse_clock
-from common.records import VERBS, Record
+from common.names import file_name_problem
+from common.records import Record, Version
 
 Durability = Literal["disk", "memory"]
 MetaValue = str | int
-Row = tuple[Any, ...]
-Statement = tuple[str, Row]
 
 FORMAT: Final = 1
-APPLICATION_ID: Final = 0x4C53544A
-"""LSTJ: tells a journal from another program's database."""
+_FIRST_WORDS: Final = b"lockstep journal "
+HEADER_BYTES_MAX: Final = 8192
 
-SEQ_BITS: Final = 40
-SEQ_MASK: Final = (1 << SEQ_BITS) - 1
-PAGE_BYTES: Final = 1024
-"""Small pages: a commit copies each page that it touched into the WAL, and an op is some 200 bytes."""
-WAL_BYTES: Final = 128 * 1024
-"""The WAL is brought into the database when it passes this size."""
-
-SCHEMA: Final = (
-    "CREATE TABLE meta (key TEXT PRIMARY KEY, value NOT NULL) WITHOUT ROWID",
-    # The plain file on disk holds the first synced_bytes bytes of version `synced`, as far as no op above it
-    # starts before them. `undone` rises when ops are taken back, for readers beside a client.
-    """CREATE TABLE files (
-        id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE,
-        promised INTEGER NOT NULL, follows INTEGER NOT NULL,
-        synced INTEGER NOT NULL, synced_bytes INTEGER NOT NULL, undone INTEGER NOT NULL)""",
-    # The columns that a seek reads stand first, the long ones last: SQLite stops reading a row where it can.
-    """CREATE TABLE ops (
-        key INTEGER PRIMARY KEY, offset INTEGER NOT NULL, low INTEGER NOT NULL, token INTEGER NOT NULL,
-        time_us INTEGER NOT NULL, source INTEGER NOT NULL, verb INTEGER NOT NULL, hash BLOB NOT NULL,
-        id TEXT NOT NULL, clock TEXT NOT NULL, removed BLOB NOT NULL, inserted BLOB NOT NULL)""",
-    f"""CREATE VIEW history AS SELECT
-        files.name AS file, key & {SEQ_MASK} AS seq,
-        (token >> 40) || '.' || (token & {(1 << 40) - 1}) AS token, ops.id AS id,
-        CASE verb {" ".join(f"WHEN {n} THEN '{verb}'" for n, verb in enumerate(VERBS))} END AS verb, offset,
-        CAST(removed AS TEXT) AS removed, CAST(inserted AS TEXT) AS inserted, lower(hex(hash)) AS hash, clock,
-        strftime('%Y-%m-%dT%H:%M:%S', time_us / 1000000, 'unixepoch') AS time, source AS of, low
-        FROM ops JOIN files ON files.id = key >> {SEQ_BITS} ORDER BY key""",
-    f"PRAGMA application_id = {APPLICATION_ID}",
-    f"PRAGMA user_version = {FORMAT}",
-)
-
-SET_META: Final = "INSERT OR REPLACE INTO meta VALUES (?, ?)"
-INSERT_FILE: Final = (
-    "INSERT INTO files (promised, follows, synced, synced_bytes, undone, id, name) VALUES (?,?,?,?,?,?,?)"
-)
-UPDATE_FILE: Final = "UPDATE files SET promised = ?, follows = ?, synced = ?, synced_bytes = ?, undone = ? WHERE id = ?"
-DELETE_FILE: Final = "DELETE FROM files WHERE id = ?"
-FILES: Final = "SELECT name, id, promised, follows, synced, synced_bytes, undone FROM files"
-INSERT_OP: Final = f"INSERT INTO ops VALUES ({','.join('?' * 12)})"
-DELETE_OPS: Final = "DELETE FROM ops WHERE key > ? AND key <= ?"
-OPS_DOWNWARDS: Final = "SELECT * FROM ops WHERE key > ? AND key <= ? ORDER BY key DESC"
-HASHED_RECORDS: Final = """
-    SELECT key, token, id, verb, offset, inserted, clock, time_us, source, hash FROM ops
-    WHERE key > ? AND key <= ? ORDER BY key"""
-VERSIONS: Final = """
-    SELECT key, token, hash, id, verb,
-        time_us, offset + length(inserted), length(inserted) - length(removed), source
-    FROM ops WHERE key > ? AND key <= ? ORDER BY key LIMIT ?"""
-
-_VERB_NUMBERS: Final = {verb: number for number, verb in enumerate(VERBS)}
+_PREFIX: Final = Struct("<II")
+_OP: Final = Struct("<BBQQQQQQ16sIII")
+_MARK: Final = Struct("<BBQQQQQQ")
+_KIND_OP: Final = 1
+_KIND_MARK: Final = 2
+PREFIX_BYTES: Final = _PREFIX.size
+_CRC_BYTES: Final = 4
+OP_HEAD_BYTES: Final = PREFIX_BYTES + _OP.size + _CRC_BYTES
 
 
-def key_of(file_id: int, seq: int) -> int:
-    """Return the key of the op `seq`; seq 0 stands before the file's first, SEQ_MASK behind its last."""
-    return file_id << SEQ_BITS | seq
+class Op(NamedTuple):
+    """An op's entry, without its bytes: `record_at`, `inserted_at` and `removed_at` tell where in the log they stand.
+
+    `low` is that of client.seek; `promised` and `follows` are the file's tokens once the op is in.
+    """
+
+    seq: int
+    token: int
+    promised: int
+    follows: int
+    offset: int
+    low: int
+    hash: bytes
+    record_at: int
+    record_bytes: int
+    inserted_at: int
+    inserted_bytes: int
+    removed_at: int
+    removed_bytes: int
+    end: int
+    more: bool
+
+    @property
+    def length(self) -> int:
+        """The file's length in bytes after the op."""
+        return self.offset + self.inserted_bytes
+
+    @property
+    def version(self) -> Version:
+        """The version that the op made."""
+        return Version(self.seq, self.token, self.hash)
 
 
-def op_row(file_id: int, record: Record, low: int, digest: bytes, removed: bytes) -> Row:
-    """Return the row for INSERT_OP."""
-    return (
-        file_id << SEQ_BITS | record.seq,
+class Mark(NamedTuple):
+    """A mark: the first `synced_bytes` bytes of version `synced` are on disk in the plain file."""
+
+    keep: int
+    promised: int
+    follows: int
+    synced: int
+    synced_bytes: int
+    undone: int
+    end: int
+    more: bool
+
+
+def header_of(name: str) -> bytes:
+    """Return the first line of a file's log."""
+    return _FIRST_WORDS + f"{FORMAT} {json.dumps(name)}\n".encode()
+
+
+def read_header(data: bytes, path: object) -> tuple[str, int]:
+    """Return the file's name and where the entries begin; ("", 0) where a crash has cut the line.
+
+    Raises StorageError.
+    """
+    line, newline, _ = data.partition(b"\n")
+    if not newline:
+        if len(data) < HEADER_BYTES_MAX and (data.startswith(_FIRST_WORDS) or _FIRST_WORDS.startswith(data)):
+            return "", 0
+        raise StorageError(f"{path} is not a Lockstep journal")
+    words = line.removeprefix(_FIRST_WORDS).split(b" ", 1)
+    if not line.startswith(_FIRST_WORDS) or len(words) != 2 or not words[0].isdigit():
+        raise StorageError(f"{path} is not a Lockstep journal")
+    if int(words[0]) != FORMAT:
+        raise StorageError(f"{path} has the format {int(words[0])}, and this Lockstep knows {FORMAT}; use a newer one")
+    try:
+        name = json.loads(words[1])
+    except ValueError as error:
+        raise StorageError(f"{path} is damaged: its first line names no file") from error
+    if not isinstance(name, str) or file_name_problem(name):
+        raise StorageError(f"{path} is damaged: its first line names no file")
+    return name, len(line) + 1
+
+
+def op_entry(
+    record: Record, encoded: bytes, digest: bytes, tokens: tuple[int, int], low: int, removed: bytes, *, more: bool
+) -> bytes:
+    """Return the entry of an op; `tokens` are promised and followed."""
+    head = _OP.pack(
+        _KIND_OP,
+        more,
+        record.seq,
+        record.token,
+        *tokens,
         record.offset,
         low,
-        record.token,
-        record.time_us,
-        record.of,
-        _VERB_NUMBERS[record.verb],
         digest,
-        record.id,
-        format_clock(record.clock),
-        removed,
-        record.inserted,
+        encoded.find(record.inserted),
+        len(record.inserted),
+        len(encoded),
     )
+    body = b"".join((head, zlib.crc32(head).to_bytes(_CRC_BYTES, "little"), encoded, removed))
+    return _PREFIX.pack(PREFIX_BYTES + len(body), zlib.crc32(body)) + body
 
 
-def removed_by(row: Row) -> tuple[int, bytes]:
-    """Return the (offset, removed) of a row of the table ops: what undoes it."""
-    return row[1], row[10]
+def mark_entry(
+    keep: int, tokens: tuple[int, int], synced: int, synced_bytes: int, undone: int, *, more: bool = False
+) -> bytes:
+    """Return the entry of a mark; `tokens` are promised and followed."""
+    body = _MARK.pack(_KIND_MARK, more, keep, *tokens, synced, synced_bytes, undone)
+    return _PREFIX.pack(PREFIX_BYTES + len(body), zlib.crc32(body)) + body
 
 
-def read_record(row: Row) -> tuple[Record, bytes]:
-    """Return the record and hash in a row of HASHED_RECORDS. Raises StorageError where nobody wrote it so."""
-    key, token, id, verb, offset, inserted, clock, time_us, of, digest = row
-    seq = key & SEQ_MASK
-    try:
-        return Record(seq, token, id, VERBS[verb], offset, inserted, parse_clock(clock), time_us, of), digest
-    except (ValueError, IndexError, TypeError) as error:
-        raise StorageError(f"the journal is damaged: op {seq} cannot be read ({error})") from error
+def read_entry(data: bytes, at: int, base: int) -> Op | Mark | None:
+    """Return the entry at `data[at]`, or None where none stands whole; `data` begins at byte `base` of the log."""
+    body_at = at + PREFIX_BYTES
+    if body_at >= len(data):
+        return None
+    size, crc = _PREFIX.unpack_from(data, at)
+    end = at + size
+    if end > len(data) or size <= PREFIX_BYTES or zlib.crc32(memoryview(data)[body_at:end]) != crc:
+        return None
+    if data[body_at] == _KIND_OP and size >= OP_HEAD_BYTES:
+        return read_op(data[at : at + OP_HEAD_BYTES], base + at)
+    if data[body_at] == _KIND_MARK and size == PREFIX_BYTES + _MARK.size:
+        _, more, keep, promised, follows, synced, synced_bytes, undone = _MARK.unpack_from(data, body_at)
+        return Mark(keep, promised, follows, synced, synced_bytes, undone, base + end, bool(more))
+    return None
+
+
+def entry_bytes(data: bytes, at: int) -> int:
+    """Return the size that the entry at `data[at]` gives itself, 0 where there is not enough to tell."""
+    size: int = _PREFIX.unpack_from(data, at)[0] if at + PREFIX_BYTES <= len(data) else 0
+    return size
+
+
+def read_op(head: bytes, at: int) -> Op | None:
+    """Return the op whose entry begins with the OP_HEAD_BYTES `head` at byte `at` of the log, None where it is none."""
+    fields = head[PREFIX_BYTES : OP_HEAD_BYTES - _CRC_BYTES]
+    crc = zlib.crc32(fields).to_bytes(_CRC_BYTES, "little")
+    if len(head) < OP_HEAD_BYTES or fields[0] != _KIND_OP or not head.endswith(crc):
+        return None
+    size, _ = _PREFIX.unpack_from(head)
+    values = _OP.unpack(fields)
+    _, more, seq, token, promised, follows, offset, low, digest, inserted_at, inserted_bytes, record_bytes = values
+    record_at = at + OP_HEAD_BYTES
+    removed_at = record_at + record_bytes
+    return Op(
+        seq,
+        token,
+        promised,
+        follows,
+        offset,
+        low,
+        digest,
+        record_at,
+        record_bytes,
+        record_at + inserted_at,
+        inserted_bytes,
+        removed_at,
+        at + size - removed_at,
+        at + size,
+        bool(more),
+    )

@@ -1,7 +1,6 @@
 """How the storage says no: one typed error for what did not happen, another for what nobody can say."""
 
 import errno
-import sqlite3
 
 
 class StorageError(Exception):
@@ -31,23 +30,3 @@ def os_error(doing: str, error: OSError) -> StorageError:
         case errno.EISDIR:
             return StorageError(f"{doing}: it is a directory")
     return StorageError(f"{doing}: {error.strerror or error}")
-
-
-def sqlite_error(doing: str, error: sqlite3.Error) -> StorageError | FatalStorageError:
-    """Return the typed error, in words, for what SQLite answered while `doing` something."""
-    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
-    if code in (sqlite3.SQLITE_IOERR_FSYNC, sqlite3.SQLITE_IOERR_DIR_FSYNC):
-        # What could not be synced may or may not survive a power cut, so nobody can say whether it happened.
-        return FatalStorageError(f"{doing}: it cannot be brought to the disk")
-    match code & 0xFF:
-        case sqlite3.SQLITE_FULL:
-            return StorageError(f"{doing}: the disk is full")
-        case sqlite3.SQLITE_NOTADB:
-            return StorageError(f"{doing}: it is not a Lockstep journal")
-        case sqlite3.SQLITE_CORRUPT:
-            return StorageError(f"{doing}: it is damaged ({error})")
-        case sqlite3.SQLITE_READONLY | sqlite3.SQLITE_PERM:
-            return StorageError(f"{doing}: permission denied")
-        case sqlite3.SQLITE_BUSY | sqlite3.SQLITE_LOCKED:
-            return StorageError(f"{doing}: another process is writing it")
-    return StorageError(f"{doing}: {error}")

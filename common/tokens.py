@@ -1,6 +1,6 @@
 """Fencing tokens: `epoch.counter` in one 64-bit integer, ordered as integers.
 
-The epoch takes 23 bits (SQLite's integers are signed), the counter 40. See Kleppmann, "How to do
+The epoch takes 23 bits (a signed integer has 63), the counter 40. See Kleppmann, "How to do
 distributed locking" (2016), and the sequencers of Burrows, "The Chubby lock service" (OSDI 2006).
 """
 

@@ -8,7 +8,7 @@ INTEGER_MAX: Final = (1 << 63) - 1
 HASH_BYTES: Final = 16
 
 Number = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
-"""An integer on the wire: what SQLite's and everybody's signed integers hold, from 0."""
+"""An integer on the wire: what everybody's signed integers hold, from 0."""
 Hash = Annotated[bytes, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]
 
 

@@ -31,6 +31,7 @@ class WireError(ValueError):
 
 _VERSION: Final = bytes([PROTOCOL_VERSION])
 _encode: Final = Encoder(order="deterministic").encode
+_decode_record: Final = Decoder(Record).decode
 
 
 def encode(message: Message) -> bytes:
@@ -59,6 +60,14 @@ def decode(frame: bytes, expected: type[Kind]) -> Kind:
 def encode_record(record: Record) -> bytes:
     """Return the record's one encoding, the same on the wire and under the hash, for ever."""
     return _encode(record)
+
+
+def decode_record(encoded: bytes) -> Record:
+    """Return the record of which `encode_record` made these bytes. Raises WireError."""
+    try:
+        return _decode_record(encoded)
+    except (DecodeError, UnicodeDecodeError) as error:
+        raise WireError(f"it cannot be decoded: {error}") from error
 
 
 def version_after(previous: Version, record: Record) -> Version:

@@ -191,16 +191,19 @@ def after_power_cuts(states: Sequence[bytes], mix: Random) -> Iterator[bytes]:
 
 
 class FullDisk:
-    """os.pwrite on a disk that fills up after so many bytes; it then fails so often."""
+    """os.pwrite where `files` or `journal` lies on a disk that fills up after so many bytes; it then fails so often."""
 
-    def __init__(self, bytes_left: int, failures: int) -> None:
+    def __init__(self, where: str, bytes_left: int, failures: int) -> None:
         """Begin with room for `bytes_left` bytes."""
+        self._where = f"/{where}/"
         self._left = bytes_left
         self._failures = failures
         self._pwrite = os.pwrite
 
     def __call__(self, descriptor: int, data: Any, offset: int) -> int:
         """Write what there is room for."""
+        if self._where not in os.readlink(f"/proc/self/fd/{descriptor}"):
+            return self._pwrite(descriptor, data, offset)
         if len(data) <= self._left or not self._failures:
             self._left -= len(data)
             return self._pwrite(descriptor, data, offset)

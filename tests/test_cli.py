@@ -281,7 +281,7 @@ def test_a_data_directory_of_something_else(up: Group) -> None:
     path.mkdir()
     (path / "journal").write_bytes(b"my own journal\n" * 1000)
     code, line = told(up, "serve --data foreign")
-    assert "foreign/journal: it is not a Lockstep journal" in line
+    assert "foreign/journal is not a Lockstep journal" in line
     assert code == EXIT_REFUSED
     (path / "journal").unlink()
     (path / "events.log").write_bytes(b"my own events\n")

@@ -16,7 +16,7 @@ from client.history import (
     VersionName,
 )
 from client.journal import Journal
-from client.journal_database import Database
+from client.journal_log import OpsLog
 from tests.stories import (
     FILE,
     STEPS,
@@ -116,7 +116,8 @@ def test_a_diff_of_neighbours_in_a_large_file_compares_few_lines(
 
 
 def test_versions_agree_without_being_read(closed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Database, "blob", None)
+    monkeypatch.setattr(OpsLog, "inserted", None)
+    monkeypatch.setattr(OpsLog, "removed", None)
     with Archive.open(closed) as archive:
         assert archive.agreed_bytes(FILE, 42, 2) == len(b"line 1\nline 2\n")
         assert archive.agreed_bytes(FILE, 0, 42) == 0

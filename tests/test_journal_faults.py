@@ -4,7 +4,6 @@ import errno
 import os
 import random
 import shutil
-import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
@@ -14,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from client.history import Archive
 from client.journal import FatalStorageError, Journal, StorageError
 from tests.stories import (
     FILE,
@@ -37,54 +37,100 @@ def journal(tmp_path: Path) -> Iterator[Journal]:
         yield journal
 
 
-@pytest.mark.parametrize("first", [b"x" * 5000, b"SQLite format 3\0" + b"x" * 5000])
-def test_garbage_is_no_journal(tmp_path: Path, first: bytes) -> None:
+@pytest.mark.parametrize("first", [b"", b"x" * 5000, b"SQLite format 3\0" + b"x" * 5000])
+def test_a_file_in_its_place_is_no_journal(tmp_path: Path, first: bytes) -> None:
     (tmp_path / "journal").write_bytes(first)
-    with pytest.raises(StorageError, match=r"journal: it is (not a Lockstep journal|damaged)"):
+    with pytest.raises(StorageError, match="journal is not a Lockstep journal"):
         Journal.open(tmp_path, "disk")
     assert (tmp_path / "journal").read_bytes() == first
 
 
-def test_another_programs_database_is_no_journal(tmp_path: Path) -> None:
-    with closing(sqlite3.connect(tmp_path / "journal")) as database:
-        database.execute("CREATE TABLE mine (a)")
-    with pytest.raises(StorageError, match="another program"):
+def test_another_programs_directory_is_no_journal(tmp_path: Path) -> None:
+    (tmp_path / "journal").mkdir()
+    (tmp_path / "journal" / "today.md").write_bytes(b"mine")
+    with pytest.raises(StorageError, match="journal is not a Lockstep journal"):
         Journal.open(tmp_path, "disk")
 
 
-def test_a_newer_format_is_refused(tmp_path: Path) -> None:
-    open_journal(tmp_path).close()
-    with closing(sqlite3.connect(tmp_path / "journal")) as database:
-        database.execute("PRAGMA user_version = 2")
+@pytest.mark.parametrize("part", ["meta", "1.ops"])
+def test_a_newer_format_is_refused(tmp_path: Path, part: str) -> None:
+    with closing(open_journal(tmp_path)) as journal:
+        tell(journal, [Step(0, (Edit("write", "one"),))])
+    path = tmp_path / "journal" / part
+    changed = path.read_bytes().replace(b'"format": 1', b'"format": 2').replace(b"journal 1", b"journal 2")
+    path.write_bytes(changed)
     with pytest.raises(StorageError, match="has the format 2, and this Lockstep knows 1"):
         Journal.open(tmp_path, "disk")
+    assert path.read_bytes() == changed
 
 
-def test_a_journal_that_lost_a_page_is_damaged(tmp_path: Path) -> None:
+def test_a_journal_with_a_hole_is_damaged(tmp_path: Path) -> None:
     with closing(open_journal(tmp_path)) as journal:
         tell(journal, [Step(0, (Edit("write", "x" * 100),)) for _ in range(100)])
-    with (tmp_path / "journal").open("r+b") as opened:
+    with (tmp_path / "journal" / "1.ops").open("r+b") as opened:
         opened.seek(8 * 1024)
-        opened.write(random.Random(1).randbytes(40 * 1024))
+        opened.write(random.Random(1).randbytes(4 * 1024))
+    (tmp_path / "journal" / "1.index").unlink()
+    before = (tmp_path / "journal" / "1.ops").read_bytes()
     with pytest.raises(StorageError, match="damaged"):
         Journal.open(tmp_path, "disk")
+    assert (tmp_path / "journal" / "1.ops").read_bytes() == before
+
+
+@UNHURRIED
+@given(steps=STEPS, sync=st.sampled_from((1, 2, 5)), chance=st.randoms(use_true_random=False))
+def test_a_log_cut_anywhere_is_what_it_was_at_some_change(steps: list[Step], sync: int, chance: random.Random) -> None:
+    """What a kill or a power cut takes from its end are whole changes; the index may be old, torn or gone."""
+    with tempfile.TemporaryDirectory() as name, syncing_every(sync):
+        directory = Path(name, "data")
+        stories: list[tuple[int, Story]] = []
+        with closing(open_journal(directory)) as journal:
+            story = Story()
+            for step in [Step(0, ()), *steps]:
+                journal.write(story.change(*step.edits, back=step.back))
+                stories.append((journal._files[FILE].last.end, story.copy()))
+            log = (directory / "journal" / "1.ops").read_bytes()
+            for _ in range(8):
+                cut = Path(name, "cut")
+                shutil.copytree(directory, cut)
+                size = chance.randint(stories[0][0], len(log))
+                torn = b"" if size == len(log) else bytes([log[size] ^ 1]) + chance.choice((b"", bytes(10), bytes(60)))
+                (cut / "journal" / "1.ops").write_bytes(log[:size] + torn)
+                index = cut / "journal" / "1.index"
+                if index.exists() and chance.random() < 0.7:
+                    index.write_bytes(index.read_bytes()[: chance.randint(0, index.stat().st_size)])
+                told = [told for end, told in stories if end <= size][-1].copy()
+                (cut / "files" / FILE).write_bytes(told.content)  # a log is on disk before the file that follows it
+                with Archive.open(cut) as archive:
+                    assert archive.files() == {FILE: told.versions[-1]}
+                opened, _ = Journal.open(cut, "memory")
+                with closing(opened):
+                    told.assert_told_by(opened)
+                    opened.write(told.write("more"))
+                    told.assert_told_by(opened)
+                with closing(open_journal(cut)) as opened:
+                    told.assert_told_by(opened)
+                shutil.rmtree(cut)
+
+
+def test_a_first_change_that_was_cut_off_never_was(tmp_path: Path) -> None:
+    with closing(open_journal(tmp_path)) as journal:
+        tell(journal, [Step(0, (Edit("write", "one"),))])
+    path = tmp_path / "journal" / "1.ops"
+    log = path.read_bytes()
+    for size in (0, 5, log.index(b"\n"), log.index(b"\n") + 1, log.index(b"\n") + 60):
+        path.write_bytes(log[:size])
+        (tmp_path / "files" / FILE).write_bytes(b"")
+        with closing(open_journal(tmp_path)) as journal:
+            assert journal.states() == {}
+            story = tell(journal, [Step(0, (Edit("write", "two"),))])
+            story.assert_told_by(journal)
 
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StorageError, match="cannot make"):
         Journal.open(tmp_path / "file" / "data", "disk")
-
-
-def test_a_busy_journal_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("client.journal_database.BUSY_SECONDS", 0.0)
-    with closing(open_journal(tmp_path)) as journal:
-        story = tell(journal, [Step(0, (Edit("write", "one"),))])
-        with closing(sqlite3.connect(tmp_path / "journal", isolation_level=None)) as shell:
-            shell.execute("BEGIN IMMEDIATE")
-            with pytest.raises(StorageError, match="another process"):
-                journal.write(story.copy().write("two"))
-        story.assert_told_by(journal)
 
 
 @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
@@ -133,7 +179,7 @@ def test_a_disk_that_is_full_for_the_file_changes_nothing(
                 change = wanted.change(*step.edits, back=step.back)
                 with pytest.MonkeyPatch.context() as patch:
                     if number == at:
-                        patch.setattr(os, "pwrite", FullDisk(bytes_left, 1))
+                        patch.setattr(os, "pwrite", FullDisk("files", bytes_left, 1))
                     try:
                         journal.write(change)
                         story = wanted
@@ -162,7 +208,7 @@ def test_a_write_that_can_neither_end_nor_be_taken_back_is_fatal(
     with closing(journal):
         story = tell(journal, [Step(0, (Edit("write", "one"),))])
         with monkeypatch.context() as patch:
-            patch.setattr(os, "pwrite", FullDisk(2, 99))
+            patch.setattr(os, "pwrite", FullDisk("files", 2, 99))
             with pytest.raises(FatalStorageError, match="cannot be taken back"):
                 journal.write(story.change(Edit("update", "two")))
         with pytest.raises(FatalStorageError):
@@ -187,16 +233,20 @@ def test_a_file_that_cannot_be_synced_is_fatal(tmp_path: Path, monkeypatch: pyte
         story.assert_told_by(journal)
 
 
-def test_a_disk_that_is_full_for_the_journal_changes_nothing(journal: Journal, tmp_path: Path) -> None:
+def test_a_disk_that_is_full_for_the_journal_changes_nothing(
+    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     story = tell(journal, [Step(0, (Edit("write", "one"),))])
-    ((pages,),) = journal._database.rows("PRAGMA page_count")
-    journal._database.rows(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(StorageError, match="the disk is full"):
-        journal.write(story.copy().write("x" * 100_000))
-    with pytest.raises(StorageError, match="the disk is full"):
-        journal.write(Story("new.txt").write("x" * 100_000))
-    assert not (tmp_path / "files" / "new.txt").exists()
-    story.assert_told_by(journal)
-    journal._database.rows("PRAGMA max_page_count = 1000000")
+    for room in (0, 1, 50, 5000):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", FullDisk("journal", room, 1))
+            with pytest.raises(StorageError, match=r"1\.ops: the disk is full"):
+                journal.write(story.copy().write("x" * 10_000))
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "pwrite", FullDisk("journal", room, 1))
+            with pytest.raises(StorageError, match=r"2\.ops: the disk is full"):
+                journal.write(Story("new.txt").write("x" * 10_000))
+        assert not (tmp_path / "files" / "new.txt").exists()
+        story.assert_told_by(journal)
     journal.write(story.write("two"))
     story.assert_told_by(journal)

@@ -103,7 +103,7 @@ def test_a_half_written_file_that_was_taken_back_is_repaired(tmp_path: Path, mon
             story = tell(journal, [Step(0, (Edit("write", text),)) for text in ("one", "two")])
         with closing(open_journal(tmp_path, "disk")) as journal:
             with monkeypatch.context() as patch:
-                patch.setattr(os, "pwrite", FullDisk(3, 1))
+                patch.setattr(os, "pwrite", FullDisk("files", 3, 1))
                 with pytest.raises(StorageError, match="full"):
                     journal.write(story.copy().change(Edit("update", "three")))
             assert plain(tmp_path) == story.content

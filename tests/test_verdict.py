@@ -2,9 +2,9 @@
 
 import json
 import shutil
-import sqlite3
+import struct
+import zlib
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from msgspec import structs
 
 from client.effects import Persist
 from client.journal import Journal as ReplicaJournal
+from client.journal_format import OP_HEAD_BYTES, read_op
 from common.clock import Clock, concurrent, merge, tick
 from common.eventlog import HEADER, Event, format_event
 from common.grantlog import GrantEvent, GrantLine, format_grant
@@ -1071,7 +1072,7 @@ def test_the_check_writes_nothing(run: Path) -> None:
     assert everything_in(run) == before
 
 
-def test_a_journal_that_a_kill_left_is_read_with_its_wal(run: Path) -> None:
+def test_a_journal_that_a_kill_left_is_read(run: Path) -> None:
     group = good_group()
     group.do(1, "read", "empty.txt")
     data = run / "client-1"
@@ -1079,12 +1080,12 @@ def test_a_journal_that_a_kill_left_is_read_with_its_wal(run: Path) -> None:
     shutil.rmtree(data)
     journal = write_journal(group.replicas[1], run / "open")
     try:
-        assert (run / "open" / "journal-wal").stat().st_size
         shutil.copytree(run / "open", data)
     finally:
         journal.close()
         shutil.rmtree(run / "open")
-    (data / "journal-shm").unlink()
+    with (data / "journal" / "1.ops").open("ab") as log:
+        log.write((200).to_bytes(4, "little") + b"torn")
     (data / "events.log").write_bytes(events)
     before = everything_in(run)
     assert wrong_on_disk(run) == {}
@@ -1208,32 +1209,72 @@ def link_file(run: Path) -> None:
 
 
 def remove_journal(run: Path) -> None:
-    (run / "client-1" / "journal").unlink()
+    shutil.rmtree(run / "client-1" / "journal")
 
 
 def spoil_journal(run: Path) -> None:
-    (run / "client-1" / "journal").write_bytes(b"no database at all" * 100)
+    (run / "client-1" / "journal" / "2.ops").write_bytes(b"no log at all\n" * 100)
 
 
-def sql(run: Path, statement: str) -> None:
-    with closing(sqlite3.connect(run / "client-1" / "journal")) as database, database:
-        assert database.execute(statement).rowcount > 0
+def spoil_meta(run: Path) -> None:
+    (run / "client-1" / "journal" / "meta").write_bytes(b"{}")
+
+
+def tear_in_two(run: Path) -> None:
+    log = run / "client-1" / "journal" / "1.ops"
+    data = log.read_bytes()
+    log.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
+
+
+def change_op(run: Path, id_: str, change: Callable[[bytearray, int, int, int], None]) -> None:
+    """Change the entry of an op, given where it, its record, and what it removed begin; then mend its checksum."""
+    for log in (run / "client-1" / "journal").glob("*.ops"):
+        data = bytearray(log.read_bytes())
+        named = data.find(bytes([0xA0 + len(id_)]) + id_.encode())
+        if named < 0:
+            continue
+        start = data.index(b"\n") + 1
+        while start + struct.unpack_from("<I", data, start)[0] <= named:
+            start += struct.unpack_from("<I", data, start)[0]
+        end = start + struct.unpack_from("<I", data, start)[0]
+        record = start + OP_HEAD_BYTES
+        op = read_op(bytes(data[start:record]), start)
+        assert op is not None
+        change(data, start, record, op.removed_at)
+        struct.pack_into("<I", data, record - 4, zlib.crc32(data[start + 8 : record - 4]))
+        struct.pack_into("<I", data, start + 4, zlib.crc32(data[start + 8 : end]))
+        log.write_bytes(data)
+        return
+    raise AssertionError(id_)
 
 
 def change_inserted(run: Path) -> None:
-    sql(run, "UPDATE ops SET inserted = x'6f4e650a' WHERE hex(inserted) = '6F6E650A'")
+    def change(data: bytearray, start: int, record: int, removed: int) -> None:
+        at = data.index(b"one\n", record)
+        data[at : at + 3] = b"oNe"
+
+    change_op(run, "client-0:1", change)
 
 
 def change_hash(run: Path) -> None:
-    sql(run, "UPDATE ops SET hash = zeroblob(16) WHERE id = 'client-2:2'")
+    def change(data: bytearray, start: int, record: int, removed: int) -> None:
+        data[record - 32 : record - 16] = bytes(16)
+
+    change_op(run, "client-2:2", change)
 
 
 def change_type(run: Path) -> None:
-    sql(run, "UPDATE ops SET clock = x'00ff' WHERE id = 'client-2:2'")
+    def change(data: bytearray, start: int, record: int, removed: int) -> None:
+        data[record + 1] = 0xC0
+
+    change_op(run, "client-2:2", change)
 
 
 def change_removed(run: Path) -> None:
-    sql(run, "UPDATE ops SET removed = zeroblob(length(removed)) WHERE length(removed) > 3")
+    def change(data: bytearray, start: int, record: int, removed: int) -> None:
+        data[removed] ^= 1
+
+    change_op(run, "client-1:3", change)
 
 
 def spoil_run_json(run: Path) -> None:
@@ -1258,7 +1299,9 @@ DAMAGES: list[tuple[Callable[[Path], None], str, str]] = [
     (add_file, "replay", "client-2/files/a\\nb: no op made this file"),
     (link_file, "replay", "client-2/files/link: it is not a plain file"),
     (remove_journal, "hash chain", "client-1/journal: it is missing"),
-    (spoil_journal, "hash chain", "client-1/journal: "),
+    (spoil_journal, "hash chain", "client-1/journal: 2.ops: its first line is b'no log at all'"),
+    (spoil_meta, "hash chain", "client-1/journal: "),
+    (tear_in_two, "hash chain", "client-1/journal: 1.ops: notes.txt is damaged at byte "),
     (change_inserted, "hash chain", "client-1/journal: notes.txt@1: its hash does not follow"),
     (change_hash, "hash chain", "client-1/journal: notes.txt@3: its hash does not follow"),
     (change_type, "hash chain", "client-1/journal: notes.txt@3 cannot be read: "),

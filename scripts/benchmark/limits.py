@@ -1,7 +1,6 @@
-"""What this machine can do at best: raw ZeroMQ messages, a durable append, an SQLite commit."""
+"""What this machine can do at best: raw ZeroMQ messages, a durable append."""
 
 import os
-import sqlite3
 from types import TracebackType
 from typing import Final, Self
 
@@ -18,7 +17,7 @@ _RECEIVE_MS: Final = 10_000
 
 
 class Limits:
-    """The four limits, each an act to be timed. A context: it closes what it opened; the stage ends the peers."""
+    """The three limits, each an act to be timed. A context: it closes what it opened; the stage ends the peers."""
 
     def __init__(self, place: Stage, request_bytes: int = ACQUIRE_FILE, answer_bytes: int = GRANT_FILE) -> None:
         """Start an echo that answers `request_bytes` with `answer_bytes`, and three that ack a push."""
@@ -40,10 +39,6 @@ class Limits:
             raise NotMeasured("the raw peers did not come up") from None
         self._line = b"x" * 199 + b"\n"
         self._file = os.open(place.directory / "append", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-        self._database = sqlite3.connect(place.directory / "database", isolation_level=None)
-        self._database.execute("PRAGMA journal_mode = WAL")
-        self._database.execute("PRAGMA synchronous = FULL")
-        self._database.execute("CREATE TABLE ops (key INTEGER PRIMARY KEY, value BLOB NOT NULL)")
 
     def round_trip(self) -> None:
         """Send an acquire's bytes and get a grant's, DEALER to ROUTER and back."""
@@ -62,10 +57,6 @@ class Limits:
         os.write(self._file, self._line)
         os.fdatasync(self._file)
 
-    def commit(self) -> None:
-        """Commit a row of 200 bytes to an SQLite database in WAL mode, synchronous = FULL."""
-        self._database.execute("INSERT INTO ops (value) VALUES (?)", (self._line,))
-
     def __enter__(self) -> Self:
         return self
 
@@ -74,19 +65,17 @@ class Limits:
     ) -> None:
         self._context.destroy(linger=0)
         os.close(self._file)
-        self._database.close()
 
 
 def measure(effort: Effort) -> list[Row]:
     """Return the limits themselves, which nothing is compared with."""
     with stage() as place, Limits(place) as limits:
         blocks = interleave({"round trip": limits.round_trip, "broadcast": limits.broadcast}, effort) | interleave(
-            {"append": limits.append, "commit": limits.commit}, effort, block=20
+            {"append": limits.append}, effort, block=20
         )
     told = {
         "round trip": f"DEALER, ROUTER, tcp loopback, {ACQUIRE_FILE} bytes there and {GRANT_FILE} back, p50",
         "broadcast": f"ROUTER to {PEERS} DEALERs, {PUSH} bytes to each, {ACK} back from each, p50",
         "append": "os.write of 200 bytes and fdatasync, p50",
-        "commit": "SQLite, one row of 200 bytes, WAL, synchronous = FULL, p50",
     }
     return [Row(f"raw {name}", told[name], p50_of(blocks[name]), "µs") for name in blocks]

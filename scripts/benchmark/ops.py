@@ -29,15 +29,15 @@ def _op(effort: Effort, durability: Durability) -> list[Row]:
         acts = {"round trip": limits.round_trip, "broadcast": limits.broadcast}
         with Worker(group, durability, PEERS + 1) as worker:
             if durability == "disk":
-                acts["commit"] = limits.commit
+                acts["append"] = limits.append
             blocks = interleave({"write": worker.write, "read": worker.read, **acts}, effort, block=effort.block // 2)
     bounds = [blocks[name] for name in acts]
     who = f"one working client, {PEERS} replicas listening, {durability}"
     what = "raw round trip + raw broadcast with acks"
     if durability == "disk":
-        # The holder commits, then the replicas do, all at once: two commits in a row at least.
-        bounds.append(blocks["commit"])
-        what += " + 2 SQLite commits"
+        # The holder appends, then the replicas do, all at once: two durable appends in a row at least.
+        bounds.append(blocks["append"])
+        what += " + 2 durable appends"
     change = f"{who}: a write of {CHANGE_BYTES} bytes, p50, against {what}, p50s"
     return [
         against(f"full op, {durability}", change, blocks["write"], *bounds, wanted=_wanted(durability)),

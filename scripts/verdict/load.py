@@ -5,23 +5,20 @@ What cannot be read becomes a Flaw of the property that it spoils, and the rest 
 
 import json
 import os
-import shutil
-import sqlite3
-import tempfile
+import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from struct import Struct
 from typing import Any, Final, ParamSpec, TypeVar
-from urllib.parse import quote
 
 from client.history import Archive, HistoryError
-from common.clock import Clock, parse_clock
 from common.eventlog import HEADER, parse_event
 from common.grantlog import parse_grant
 from common.names import is_host
-from common.records import VERBS, Record
-from common.values import HASH_BYTES
+from common.records import Record
+from common.wire import decode_record
 from scripts.verdict.evidence import (
     Asked,
     Client,
@@ -37,10 +34,10 @@ from scripts.verdict.evidence import (
 
 RUN_FORMAT: Final = 1
 JOURNAL_FORMAT: Final = 1
-_SEQ_BITS: Final = 40
-_SEQ_MASK: Final = (1 << _SEQ_BITS) - 1
-
-_OPS: Final = "SELECT key, token, id, verb, offset, inserted, clock, time_us, source, hash FROM ops ORDER BY key"
+_PREFIX: Final = Struct("<II")
+_MARK: Final = 2
+_KEEP: Final = Struct("<Q")
+_OP: Final = Struct("<2xQ40x16s8xI4x")
 
 Parsed = TypeVar("Parsed")
 Arguments = ParamSpec("Arguments")
@@ -105,7 +102,7 @@ def _by_number(path: Path) -> tuple[int, str]:
 
 
 def _is_client(path: Path) -> bool:
-    return (path / "events.log").is_file() or (path / "journal").is_file()
+    return (path / "events.log").is_file() or (path / "journal").is_dir()
 
 
 def _is_data(path: Path) -> bool:
@@ -194,36 +191,10 @@ def _unreadable(name: PropertyName, where: str, error: OSError) -> Flaw:
 
 
 def _read_client(name: str, path: Path, stack: ExitStack, flaws: list[Flaw]) -> Client:
-    journals: dict[str, Journal] = {}
-    host, snapshots = "", None
-    try:
-        still = _make_still(path, stack)
-    except OSError as error:
-        flaws.append(_unreadable("hash chain", f"{name}/journal", error))
-    else:
-        journals, host = _read_journals(still, f"{name}/journal", flaws)
-        snapshots = _open_snapshots(still, f"{name}/snapshots", stack, flaws)
+    journals, host = _read_journals(path / "journal", f"{name}/journal", flaws)
+    snapshots = _open_snapshots(path, f"{name}/snapshots", stack, flaws)
     lines = _read_events(path, name, flaws)
     return Client(name, lines, journals, _read_files(path / "files", f"{name}/files", flaws), snapshots, host)
-
-
-def _make_still(path: Path, stack: ExitStack) -> Path:
-    """Return a directory where the journal can be read without a trace: `path`, or a copy for the time being.
-
-    SQLite writes beside a journal that has a log, as one of a running or a killed client has.
-    """
-    if not _logs(path):
-        return path
-    copy = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lockstep-check-")))
-    for part in (path / "journal", *_logs(path)):
-        shutil.copyfile(part, copy / part.name)
-    (copy / "files").symlink_to((path / "files").resolve())
-    return copy
-
-
-def _logs(path: Path) -> list[Path]:
-    parts = [path / f"journal{ending}" for ending in ("-wal", "-journal")]
-    return [part for part in parts if part.exists() and part.stat().st_size]
 
 
 def _read_files(root: Path, name: str, flaws: list[Flaw]) -> dict[str, bytes]:
@@ -255,73 +226,73 @@ def _read_files(root: Path, name: str, flaws: list[Flaw]) -> dict[str, bytes]:
 
 def _read_journals(path: Path, where: str, flaws: list[Flaw]) -> tuple[dict[str, Journal], str]:
     """Return the ops on each file, and the host that the journal remembers."""
-    ops: dict[str, tuple[list[Record], list[bytes]]] = {}
+    journals: dict[str, Journal] = {}
     host = ""
     try:
-        (path / "journal").stat()
-        uri = f"file:{quote(str(path.resolve() / 'journal'))}?mode=ro"
-        if not _logs(path):
-            uri += "&immutable=1"
-        with closing(sqlite3.connect(uri, uri=True)) as database:
-            (format_,) = database.execute("PRAGMA user_version").fetchone()
-            if format_ != JOURNAL_FORMAT:
-                raise ValueError(f"its format is {format_}, not {JOURNAL_FORMAT}")
-            for (value,) in database.execute("SELECT value FROM meta WHERE key = 'host'"):
-                host = str(value)
-            names = {id_: str(file) for id_, file in database.execute("SELECT id, name FROM files")}
-            ops = {file: ([], []) for file in names.values()}
-            for key, *row in database.execute(_OPS):
-                file, seq = names.get(key >> _SEQ_BITS, "a file without a name"), key & _SEQ_MASK
-                try:
-                    record, hash_ = _read_op(seq, *row)
-                    records, hashes = ops[file]
-                except (LookupError, ValueError, TypeError, RecursionError) as error:
-                    raise ValueError(f"{file}@{seq} cannot be read: {error}") from error
-                records.append(record)
-                hashes.append(hash_)
-    except (sqlite3.Error, OSError, ValueError) as error:
+        meta = json.loads((path / "meta").read_bytes())
+        if meta["format"] != JOURNAL_FORMAT:
+            raise ValueError(f"its format is {meta['format']}, not {JOURNAL_FORMAT}")
+        host = _typed(meta["meta"].get("host", ""), str)
+        for log in sorted(path.glob("*.ops"), key=_by_number):
+            _read_log(log.read_bytes(), log.name, journals)
+    except (OSError, LookupError, ValueError, TypeError, AttributeError, RecursionError) as error:
         missing = isinstance(error, FileNotFoundError)
         flaws.append(Flaw("hash chain", where, "it is missing" if missing else str(error)))
-    return {file: Journal(records, hashes) for file, (records, hashes) in ops.items()}, host
+    return journals, host
 
 
-def _read_op(
-    seq: int,
-    token: Any,
-    id_: Any,
-    verb: Any,
-    offset: Any,
-    inserted: Any,
-    clock: Any,
-    time_us: Any,
-    of: Any,
-    hash_: Any,
-) -> tuple[Record, bytes]:
-    for value in (token, offset, time_us, of, verb):
-        if _typed(value, int) < 0:
-            raise ValueError(f"{value} is below 0")
-    if len(_typed(hash_, bytes)) != HASH_BYTES:
-        raise ValueError(f"its hash has {len(hash_)} bytes, not {HASH_BYTES}")
-    record = Record(
-        seq,
-        token,
-        _typed(id_, str),
-        VERBS[verb],
-        offset,
-        _typed(inserted, bytes),
-        _read_clock(_typed(clock, str)),
-        time_us,
-        of,
-    )
-    return record, hash_
+def _read_log(data: bytes, log: str, journals: dict[str, Journal]) -> None:
+    """Read one file's log, as far as its last whole change."""
+    line, newline, _ = data.partition(b"\n")
+    if not newline:
+        return  # a crash came before its first change
+    words = line.split(b" ", 3)
+    if words[:3] != [b"lockstep", b"journal", b"%d" % JOURNAL_FORMAT] or len(words) != 4:
+        raise ValueError(f"{log}: its first line is {line[:80]!r}")
+    file, at = _typed(json.loads(words[3]), str), len(line) + 1
+    change: list[tuple[int, int, int]] = []
+    found = False
+    records: list[Record] = []
+    hashes: list[bytes] = []
+    while at + _PREFIX.size <= len(data):
+        size, sum_ = _PREFIX.unpack_from(data, at)
+        if at + size > len(data):
+            break  # torn by a crash
+        body = data[at + _PREFIX.size : at + size]
+        if zlib.crc32(body) != sum_ or len(body) < 2:
+            raise ValueError(f"{log}: {file} is damaged at byte {at}")
+        change.append((at + _PREFIX.size, at + size, body[0]))
+        at += size
+        if body[1]:
+            continue
+        for start, end, kind in change:
+            if kind == _MARK:
+                (keep,) = _KEEP.unpack_from(data, start + 2)
+                del records[keep:], hashes[keep:]
+            else:
+                _read_op(data[start:end], file, records, hashes)
+        change, found = [], True
+    if found:
+        journals[file] = Journal(records, hashes)
 
 
-def _read_clock(text: str) -> Clock:
-    clock = parse_clock(text)
-    for host, count in clock.items():
-        if not is_host(host) or count >= 1 << 63:
-            raise ValueError("its clock is malformed")
-    return clock
+def _read_op(body: bytes, file: str, records: list[Record], hashes: list[bytes]) -> None:
+    if len(body) < _OP.size:
+        raise ValueError(f"{file}: an op is cut")
+    seq, hash_, bytes_ = _OP.unpack_from(body)
+    try:
+        if seq != len(records) + 1:
+            raise ValueError(f"it comes after {len(records)}")
+        record = decode_record(body[_OP.size : _OP.size + bytes_])
+        for host in record.clock:
+            if not is_host(host):
+                raise ValueError("its clock is malformed")
+        if record.seq != seq:
+            raise ValueError(f"its record says {record.seq}")
+    except ValueError as error:
+        raise ValueError(f"{file}@{seq} cannot be read: {error}") from error
+    records.append(record)
+    hashes.append(hash_)
 
 
 # Snapshots, by the product's own reader

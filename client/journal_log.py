@@ -1,0 +1,387 @@
+"""One file's log on disk: read by seq, appended to by its one writer, read beside it by anybody.
+
+Where each op stands is told by an index, 8 bytes an op, written behind. It is never needed: a log whose index is
+missing, or does not lead to the newest mark, is read through from its beginning.
+
+A change is whole or not there: what a crash cut off at the end is left out, and taken away by the next writer.
+But where something whole stands behind what is torn, no crash did it, and the log is damaged.
+"""
+
+import os
+import struct
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from client.journal_format import (
+    HEADER_BYTES_MAX,
+    OP_HEAD_BYTES,
+    PREFIX_BYTES,
+    Mark,
+    Op,
+    entry_bytes,
+    header_of,
+    read_entry,
+    read_header,
+    read_op,
+)
+from client.plainfiles import read_at, sync_directory, write_at
+from client.storage_errors import FatalStorageError, StorageError, os_error
+from common.clock import Clock
+from common.records import EMPTY, Record, Version
+from common.wire import WireError, decode_record
+
+OPEN_LOGS_MAX: Final = 64
+_SCAN_BYTES: Final = 1 << 20
+
+
+@dataclass(slots=True)
+class LogEnd:
+    """What the entries up to byte `end` of a log say of its file.
+
+    The first `synced_bytes` bytes of version `synced` are on disk in the plain file; `unsynced_ops` came later.
+    `undone` rises with each change that took ops back, for readers. `lows` are those of client.seek, None until
+    needed. The ops up to `indexed` stand in the index, the later ones at `places`.
+    """
+
+    end: int
+    promised: int = 0
+    follows: int = 0
+    synced: int = 0
+    synced_bytes: int = 0
+    undone: int = 0
+    version: Version = EMPTY
+    length: int = 0
+    unsynced_ops: int = 0
+    indexed: int = 0
+    places: list[int] = field(default_factory=list)
+    lows: list[int] | None = None
+
+    @property
+    def is_synced(self) -> bool:
+        """Tell whether the plain file is wholly on disk."""
+        return self.synced == self.version.seq and self.synced_bytes == self.length
+
+    def note_synced(self) -> None:
+        """Note that it is, as of now."""
+        self.synced, self.synced_bytes, self.unsynced_ops = self.version.seq, self.length, 0
+
+    def cut(self, version: Version, length: int) -> None:
+        """Leave out the ops above `version`."""
+        seq = version.seq
+        self.version, self.length, self.lows = version, length, None
+        del self.places[max(seq - self.indexed, 0) :]
+        self.indexed = min(self.indexed, seq)
+
+
+class OpenLogs:
+    """Open descriptors by path; the least recently used is closed first."""
+
+    def __init__(self, *, writable: bool) -> None:
+        """Begin with none open."""
+        self._flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+        self._open: OrderedDict[Path, int] = OrderedDict()
+
+    def descriptor(self, path: Path) -> int:
+        """Return the open file; it may be closed by the next call. Raises OSError."""
+        found = self._open.get(path)
+        if found is None:
+            found = self._open[path] = os.open(path, self._flags)
+            if len(self._open) > OPEN_LOGS_MAX:
+                os.close(self._open.popitem(last=False)[1])
+        else:
+            self._open.move_to_end(path)
+        return found
+
+    def forget(self, path: Path) -> None:
+        """Close it, if it is open."""
+        descriptor = self._open.pop(path, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Close all."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
+class OpsLog:
+    """A file's log, open at what its last whole change left. Methods raise StorageError; it is client.seek's Ops."""
+
+    def __init__(self, path: Path, logs: OpenLogs, name: str, last: LogEnd) -> None:
+        """Use `open` or `create` instead."""
+        self.path = path
+        self.name = name
+        self.last = last
+        self._index = path.with_suffix(".index")
+        self._logs = logs
+
+    @classmethod
+    def create(cls, path: Path, logs: OpenLogs, name: str, *, durable: bool) -> "OpsLog":
+        """Make a log of nothing; `append` brings it, with its first change, to the disk."""
+        header = header_of(name)
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                write_at(descriptor, 0, header)
+            finally:
+                os.close(descriptor)
+            if durable:
+                sync_directory(path.parent)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise os_error(f"cannot make {path}", error) from error
+        return cls(path, logs, name, LogEnd(len(header)))
+
+    @classmethod
+    def open(cls, path: Path, logs: OpenLogs) -> "OpsLog | None":
+        """Open a log; None where its first change never came to be."""
+        log = cls(path, logs, "", LogEnd(0))
+        with _reading(path):
+            log.name, start = read_header(read_at(logs.descriptor(path), 0, HEADER_BYTES_MAX), path)
+            if start:
+                log.last = log._from_index(start) or log._scan(LogEnd(start), start)
+        return log if log.last.end > start else None
+
+    def trim(self, *, durable: bool) -> None:
+        """Take away what a crash has cut off behind the last whole change. Raises StorageError."""
+        with _writing(self.path):
+            descriptor = self._logs.descriptor(self.path)
+            if os.fstat(descriptor).st_size > self.last.end:
+                os.ftruncate(descriptor, self.last.end)
+                if durable:
+                    os.fsync(descriptor)
+
+    def remove(self) -> None:
+        """Take the log away, if possible."""
+        for path in (self._index, self.path):
+            self._logs.forget(path)
+        remove_log(self.path)
+
+    # Reading
+
+    def op(self, seq: int) -> Op:
+        """Return the entry of the op `seq`, from 1 to the head."""
+        last = self.last
+        with _reading(self.path):
+            if seq > last.indexed:
+                place = last.places[seq - last.indexed - 1]
+            else:
+                place = int.from_bytes(os.pread(self._logs.descriptor(self._index), 8, 8 * seq - 8), "little")
+            op = read_op(os.pread(self._logs.descriptor(self.path), OP_HEAD_BYTES, place), place)
+        if op is None or op.seq != seq or op.end > last.end:
+            raise StorageError(f"{self.path} is damaged: op {seq} is not where it should be")
+        return op
+
+    def read(self, start: int, stop: int) -> bytes:
+        """Return the log's bytes [start, stop)."""
+        with _reading(self.path):
+            data = read_at(self._logs.descriptor(self.path), start, stop)
+        if len(data) < stop - start:
+            raise StorageError(f"{self.path} is damaged: it ends before byte {stop}")
+        return data
+
+    def record(self, seq: int) -> Record:
+        """Return the op `seq`."""
+        return self.record_of(self.op(seq))
+
+    def record_of(self, op: Op) -> Record:
+        """Return the op whose entry it is."""
+        try:
+            record = decode_record(self.read(op.record_at, op.removed_at))
+        except WireError as error:
+            raise StorageError(f"{self.path} is damaged: op {op.seq} cannot be read ({error})") from error
+        if record.seq != op.seq:
+            raise StorageError(f"{self.path} is damaged: op {op.seq} says that it is {record.seq}")
+        return record
+
+    def version(self, seq: int) -> Version:
+        """Return the version `seq`, from 0 to the head."""
+        return self.op(seq).version if seq else EMPTY
+
+    def clock(self, seq: int) -> Clock:
+        """Return the clock of the op `seq`, from 0, which has none, to the head."""
+        return self.record(seq).clock if seq else {}
+
+    def bounds(self, seq: int) -> tuple[int, int]:
+        """Return the op's (offset, low)."""
+        op = self.op(seq)
+        return op.offset, op.low
+
+    def length(self, seq: int) -> int:
+        """Return the file's length in bytes after the op."""
+        return self.op(seq).length
+
+    def removed(self, seq: int, start: int, stop: int) -> bytes:
+        """Return that part of the bytes that the op replaced."""
+        op = self.op(seq)
+        return self.read(op.removed_at + start, op.removed_at + min(stop, op.removed_bytes))
+
+    def inserted(self, seq: int, start: int, stop: int) -> bytes:
+        """Return that part of the bytes that the op put in."""
+        op = self.op(seq)
+        return self.read(op.inserted_at + start, op.inserted_at + min(stop, op.inserted_bytes))
+
+    # Writing
+
+    def append(self, entries: bytes, *, durable: bool) -> None:
+        """Append a change, all or nothing, with `durable` to the disk. Raises StorageError or FatalStorageError."""
+        end = self.last.end
+        try:
+            descriptor = self._logs.descriptor(self.path)
+            write_at(descriptor, end, entries)
+        except OSError as error:
+            try:
+                os.ftruncate(self._logs.descriptor(self.path), end)
+            except OSError as second:
+                raise FatalStorageError(f"{self.path}: {error}; and it cannot be taken back ({second})") from error
+            raise os_error(f"cannot write {self.path}", error) from error
+        if durable:
+            self._sync(descriptor)
+
+    def take_back(self, *, durable: bool) -> None:
+        """Take away what stands behind the last change that `last` knows. Raises FatalStorageError."""
+        try:
+            descriptor = self._logs.descriptor(self.path)
+            os.ftruncate(descriptor, self.last.end)
+        except OSError as error:
+            raise FatalStorageError(f"cannot take back what was written to {self.path}: {error}") from error
+        if durable:
+            self._sync(descriptor)
+
+    def write_index(self, *, durable: bool) -> None:
+        """Bring the index up to the head; a mark has to follow. Raises StorageError."""
+        last = self.last
+        if not last.places:
+            return
+        with _writing(self._index):
+            if last.indexed == 0:
+                self._logs.forget(self._index)
+                self._index.touch()
+            descriptor = self._logs.descriptor(self._index)
+            write_at(descriptor, 8 * last.indexed, struct.pack(f"<{len(last.places)}Q", *last.places))
+            os.ftruncate(descriptor, 8 * last.version.seq)
+            if durable:
+                os.fsync(descriptor)
+        last.indexed, last.places = last.version.seq, []
+
+    def _sync(self, descriptor: int) -> None:
+        try:
+            os.fdatasync(descriptor)
+        except OSError as error:
+            raise FatalStorageError(f"cannot bring {self.path} to the disk: {error.strerror}") from error
+
+    # Opening
+
+    def _from_index(self, start: int) -> LogEnd | None:
+        """Return what the log says, read from the last op of the index on; None where that leads to no mark."""
+        try:
+            size = os.fstat(self._logs.descriptor(self._index)).st_size
+        except FileNotFoundError:
+            return None
+        seq = size // 8
+        if seq == 0:
+            return None
+        place = int.from_bytes(os.pread(self._logs.descriptor(self._index), 8, 8 * seq - 8), "little")
+        op = read_op(os.pread(self._logs.descriptor(self.path), OP_HEAD_BYTES, place), place)
+        if op is None or op.seq != seq or place < start:
+            return None
+        last = LogEnd(op.end, version=op.version, length=op.length, indexed=seq)
+        for entry in self._entries(op.end):
+            if not isinstance(entry, Mark) or entry.keep != seq:
+                return None
+            if entry.synced == seq:
+                return self._scan(last, op.end)
+        return None
+
+    def _scan(self, last: LogEnd, start: int) -> LogEnd:
+        """Take the whole changes from byte `start` on into `last`."""
+        change: list[tuple[int, Op | Mark]] = []
+        place = start
+        for entry in self._entries(start):
+            change.append((place, entry))
+            place = entry.end
+            if not entry.more:
+                for at, part in change:
+                    self._take(last, at, part)
+                last.end = place
+                change = []
+        return last
+
+    def _take(self, last: LogEnd, place: int, entry: Op | Mark) -> None:
+        last.promised, last.follows = entry.promised, entry.follows
+        if isinstance(entry, Op):
+            if entry.seq != last.version.seq + 1:
+                raise StorageError(f"{self.path} is damaged: op {entry.seq} comes after op {last.version.seq}")
+            last.version, last.length = entry.version, entry.length
+            last.places.append(place)
+            last.unsynced_ops += 1
+            return
+        if entry.keep > last.version.seq:
+            raise StorageError(f"{self.path} is damaged: op {entry.keep} is missing")
+        last.synced, last.synced_bytes, last.undone = entry.synced, entry.synced_bytes, entry.undone
+        if entry.keep < last.version.seq:
+            last.end = place  # which is as far as the ops kept go
+            kept = self._kept(last, entry.keep)
+            last.cut(kept.version if kept else EMPTY, kept.length if kept else 0)
+        elif entry.synced == entry.keep:
+            last.unsynced_ops = 0
+
+    def _kept(self, last: LogEnd, seq: int) -> Op | None:
+        self.last = last
+        return self.op(seq) if seq else None
+
+    def _entries(self, start: int) -> Iterator[Op | Mark]:
+        """Yield the whole entries from byte `start` on. Raises StorageError where more stand behind a torn one."""
+        descriptor = self._logs.descriptor(self.path)
+        size = os.fstat(descriptor).st_size
+        base, at, data = start, 0, b""
+        while True:
+            entry = read_entry(data, at, base)
+            if entry is not None:
+                yield entry
+                at = entry.end - base
+                continue
+            read_to, has = base + len(data), len(data) - at
+            if read_to >= size or (has >= PREFIX_BYTES and entry_bytes(data, at) <= has):
+                break
+            more = read_at(descriptor, read_to, min(size, read_to + max(_SCAN_BYTES, entry_bytes(data, at))))
+            if not more:
+                break
+            base, at, data = base + at, 0, data[at:] + more
+        self._check_torn(read_at(descriptor, base + at, size), base + at)
+
+    def _check_torn(self, data: bytes, start: int) -> None:
+        """Raise StorageError where a whole change, and then more, stands behind what is torn at byte `start`."""
+        for at in range(1, len(data)):
+            entry = read_entry(data, at, start)
+            if entry is not None and not entry.more and entry.end < start + len(data):
+                raise StorageError(f"{self.path} is damaged at byte {start}; the log goes on behind that")
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise os_error(f"cannot read {path}", error) from error
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise os_error(f"cannot write {path}", error) from error
+
+
+def remove_log(path: Path) -> None:
+    """Take a log and its index away, if possible: without them nothing was ever done to their file."""
+    for part in (path.with_suffix(".index"), path):
+        try:
+            part.unlink(missing_ok=True)
+        except OSError:
+            pass
