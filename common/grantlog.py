@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-from common.eventlog import format_time, format_value, parse_pairs, parse_time
+from common.eventlog import format_name, format_time, parse_pairs, parse_time
 from common.tokens import format_token, parse_token
 from common.values import Value
 
@@ -11,7 +11,10 @@ _EVENTS: Final[tuple[GrantEvent, ...]] = ("grant", "release", "expiry")
 
 
 class GrantLine(Value, frozen=True):
-    """One line. `more` holds what only some events have: waited_ms and queue of a grant, held_ms of the others."""
+    """One line.
+
+    `more` holds the numbers that only some events have: waited_ms and queue of a grant, held_ms of the others.
+    """
 
     time_us: int
     event: GrantEvent
@@ -24,9 +27,9 @@ class GrantLine(Value, frozen=True):
 
 def format_grant(line: GrantLine) -> str:
     """Write one line, without its newline."""
-    rest = "".join([f" {key}={format_value(value)}" for key, value in line.more])
+    rest = "".join([f" {key}={value}" for key, value in line.more])
     return (
-        f"time={format_time(line.time_us)} event={line.event} lock={format_value(line.lock)} "
+        f"time={format_time(line.time_us)} event={line.event} lock={format_name(line.lock)} "
         f"mode={line.mode} token={format_token(line.token)} client={line.client}{rest}"
     )
 

@@ -144,7 +144,9 @@ GRANTS = st.builds(
     st.sampled_from(["exclusive", "shared"]),
     st.builds(make_token, st.integers(1, 99), st.integers(1, 99)),
     HOSTS,
-    st.dictionaries(st.sampled_from(["waited_ms", "queue", "held_ms"]), TEXTS).map(lambda more: tuple(more.items())),
+    st.dictionaries(st.sampled_from(["waited_ms", "queue", "held_ms"]), st.floats(0, 1e9).map("{:.3f}".format)).map(
+        lambda more: tuple(more.items())
+    ),
 )
 
 

@@ -15,7 +15,7 @@ from typing import Final
 PATIENCE_S: Final = 60.0
 """How long a child may take for what is waited for, in seconds."""
 
-_PAUSE_S: Final = 0.005
+_PAUSE_S: Final = 0.02
 
 
 class NotMeasured(Exception):
@@ -38,11 +38,17 @@ class Child:
     def line(self, start: str) -> str:
         """Wait for a line that begins with `start`, and return it. Raises NotMeasured."""
         deadline = time.monotonic() + PATIENCE_S
+        read, torn = 0, ""
         while True:
             ended = self.process.poll() is not None
-            for line in self.out.read_text("utf-8", "replace").splitlines(keepends=True):
-                if line.startswith(start) and line.endswith("\n"):
-                    return line.rstrip("\n")
+            with self.out.open("rb") as out:  # what is new alone: a child that is measured may say a lot
+                out.seek(read)
+                new = out.read()
+            read += len(new)
+            *lines, torn = (torn + new.decode("utf-8", "replace")).split("\n")
+            for line in lines:
+                if line.startswith(start):
+                    return line
             if ended or time.monotonic() > deadline:
                 raise NotMeasured(f"{self.out.stem} never said {start!r}: {self._last_words()}")
             time.sleep(_PAUSE_S)
