@@ -18,7 +18,7 @@ from client.seek import end_of_version, least_offset
 from client.storage_errors import FatalStorageError, StorageError
 from common.records import Verb, Version
 
-ATTEMPTS_MAX: Final = 8
+ATTEMPTS_MAX: Final = 64
 """How often a reading is begun anew because the client changed what was read."""
 PAGE_OPS: Final = 1000
 """How many versions are read at once."""

@@ -1,7 +1,7 @@
 """What a Persist does to a file's log and to the end of the file, worked out before either is touched."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from client.effects import Persist
 from client.journal_format import mark_entry, op_entry
@@ -15,21 +15,28 @@ from common.wire import encode_record
 
 @dataclass(slots=True)
 class Plan:
-    """A Persist worked out: the entries of its change, the file's new end, and what the log says afterwards.
+    """A Persist worked out: the entries of its change, and the file's new end.
 
-    `places` tell where in `entries` the ops begin.
+    `kept` is what the log says of the ops that stay; `places` tell where in `entries` the new ops begin.
     """
 
     entries: bytes
     end: FileEnd
-    after: LogEnd
+    kept: LogEnd
     places: list[int]
+    version: Version
+    tokens: tuple[int, int]
+    lows: list[int]
 
     def done(self, start: int) -> LogEnd:
         """Return what the log says now that the entries stand at byte `start`."""
-        self.after.places += [start + place for place in self.places]
-        self.after.end = start + len(self.entries)
-        return self.after
+        now = self.kept
+        now.end = start + len(self.entries)
+        now.promised, now.follows = self.tokens
+        now.version, now.length, now.lows = self.version, self.end.length, self.lows
+        now.places += [start + place for place in self.places]
+        now.unsynced_ops += len(self.places)
+        return now
 
 
 def plan(log: OpsLog, change: Persist, read: Callable[[int, int], bytes]) -> Plan:
@@ -41,41 +48,28 @@ def plan(log: OpsLog, change: Persist, read: Callable[[int, int], bytes]) -> Pla
     last, keep = log.last, change.keep
     seq = last.version.seq
     assert 0 <= keep <= seq and len(change.records) == len(change.hashes), change
-    after = LogEnd(
-        0,
-        change.promised,
-        change.follows,
-        last.synced,
-        last.synced_bytes,
-        last.undone,
-        last.version,
-        last.length,
-        last.unsynced_ops,
-        last.indexed,
-        last.places,
-        last.lows,
-    )
     end = FileEnd(last.length, read)
     tokens = change.promised, change.follows
     entries: list[bytes] = []
     places: list[int] = []
+    kept = last
     if keep < seq:
         for undone in range(seq, keep, -1):
             op = log.op(undone)
             end.replace(op.offset, log.read(op.removed_at, op.end))
-        after.places = last.places.copy()  # those of an append are shared: they grow when all is done
-        after.cut(log.version(keep), log.length(keep) if keep else 0)
-        after.synced, after.synced_bytes = min(last.synced, keep), min(last.synced_bytes, end.start)
-        after.undone += 1
-        after.unsynced_ops += seq - keep
+        kept = replace(last, places=last.places.copy())
+        kept.cut(log.version(keep), log.length(keep) if keep else 0)
+        kept.synced, kept.synced_bytes = min(last.synced, keep), min(last.synced_bytes, end.start)
+        kept.undone += 1
+        kept.unsynced_ops += seq - keep
     if keep < seq or not change.records:
-        entries.append(
-            mark_entry(keep, tokens, after.synced, after.synced_bytes, after.undone, more=bool(change.records))
-        )
+        more = bool(change.records)
+        entries.append(mark_entry(keep, tokens, kept.synced, kept.synced_bytes, kept.undone, more=more))
     size = sum(map(len, entries))
-    after.lows = lows = load_lows(log, keep) if after.lows is None else after.lows.copy()
+    lows = load_lows(log, keep) if kept.lows is None else kept.lows.copy()
+    version = kept.version
     for record, digest in zip(change.records, change.hashes, strict=True):
-        assert record.seq == after.version.seq + 1, change
+        assert record.seq == version.seq + 1, change
         try:
             removed = end.replace(record.offset, record.inserted)
         except ValueError as error:
@@ -86,7 +80,5 @@ def plan(log: OpsLog, change: Persist, read: Callable[[int, int], bytes]) -> Pla
         entries.append(entry)
         places.append(size)
         size += len(entry)
-        after.version = Version(record.seq, record.token, digest)
-        after.unsynced_ops += 1
-    after.length = end.length
-    return Plan(b"".join(entries), end, after, places)
+        version = Version(record.seq, record.token, digest)
+    return Plan(b"".join(entries), end, kept, places, version, tokens, lows)

@@ -228,6 +228,7 @@ class Node:
             until = [at for at in (due_ns, until_ns) if at is not None]
             timeout_ms = min(POLL_MS_MAX, max(0, (min(until) - now_ns) // 1_000_000 + 1)) if until else POLL_MS_MAX
         ready = self._poller.poll(timeout_ms)
+        at_desk = False
         for source, _ in ready:
             if source is self._lockd:
                 self._from_lockd(receive(self._lockd))
@@ -235,7 +236,9 @@ class Node:
                 self._from_fan(receive(self._fan))
             elif source is self._listener:
                 self._from_listener(receive(self._listener))
-        if self._desk is not None and ready:
+            else:
+                at_desk = True
+        if at_desk and self._desk is not None:
             self._desk.serve(dict(ready))
         if due:
             self._feed(Timer())

@@ -255,7 +255,8 @@ class Follower:
             shared.clock = merge(shared.clock, record.clock)
             shared.saw_time(record.time_us)
             shared.log(shared.stamp_us(), shared.tick(), "apply", *_facts(file, record, version), origin)
-        shared.clock = merge(shared.clock, cause)
+        if not new:
+            shared.clock = merge(shared.clock, cause)
 
         def failed(reason: str) -> None:
             for record, version in zip(reversed(new), reversed(new_versions), strict=True):

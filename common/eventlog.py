@@ -53,6 +53,7 @@ def parse_time(text: str) -> int:
     return (datetime.fromisoformat(text) - _ORIGIN) // timedelta(microseconds=1)
 
 
+@lru_cache(maxsize=1024)
 def format_value(value: str) -> str:
     """Write a value: as it is, or as a JSON string where a reader could not tell where it ends."""
     if _PLAIN.fullmatch(value) and value.isprintable():
@@ -60,20 +61,10 @@ def format_value(value: str) -> str:
     return json.dumps(value, ensure_ascii=not value.isprintable())
 
 
-format_name = lru_cache(maxsize=1024)(format_value)
-"""`format_value` for what comes up again and again: names of files and locks."""
-
-
 def format_event(time_us: int, host: str, clock: Clock, verb: str, values: tuple[tuple[str, str], ...]) -> str:
     """Write one line, without its newline."""
-    rest = "".join([f" {key}={_written(key, value)}" for key, value in values])
+    rest = "".join([f" {key}={value if key in _PLAIN_KEYS else format_value(value)}" for key, value in values])
     return f"{format_time(time_us)} {host} {format_clock(clock)} {verb}{rest}"
-
-
-def _written(key: str, value: str) -> str:
-    if key in _PLAIN_KEYS:
-        return value
-    return format_name(value) if key == "file" else format_value(value)
 
 
 def parse_event(line: str) -> Event:

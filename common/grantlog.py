@@ -2,7 +2,7 @@
 
 from typing import Final, Literal
 
-from common.eventlog import format_name, format_time, parse_pairs, parse_time
+from common.eventlog import format_time, format_value, parse_pairs, parse_time
 from common.tokens import format_token, parse_token
 from common.values import Value
 
@@ -29,7 +29,7 @@ def format_grant(line: GrantLine) -> str:
     """Write one line, without its newline."""
     rest = "".join([f" {key}={value}" for key, value in line.more])
     return (
-        f"time={format_time(line.time_us)} event={line.event} lock={format_name(line.lock)} "
+        f"time={format_time(line.time_us)} event={line.event} lock={format_value(line.lock)} "
         f"mode={line.mode} token={format_token(line.token)} client={line.client}{rest}"
     )
 

@@ -22,7 +22,8 @@ from lockd.state import State, StateError
 
 _WAIT_MS_MAX: Final = 512
 _LINES_MAX: Final = 64
-"""So many lines of grants.log wait at most for a moment without messages; a kill of lockd can take them."""
+_LINES_MS_MAX: Final = 16
+"""So many lines of grants.log, and so long, wait at most for a moment without messages; a kill can take them."""
 _IPC: Final = "ipc://"
 
 
@@ -80,14 +81,12 @@ class Server:
                 self._drain()
                 self._do(self._core.handle_timer(self._clock.now_ns()))
                 continue
-            if self._lines:
-                if not self._receive_now():
-                    self._write_lines()
-                continue
-            self._wait_at_most(left_ns // 1_000_000 + 1)
+            self._wait_at_most(min(left_ns // 1_000_000 + 1, _LINES_MS_MAX if self._lines else _WAIT_MS_MAX))
             frames = signals.receive(self._socket)
             if frames is not None:
                 self._take_in(frames)
+            elif self._lines:
+                self._write_lines()
         self._do(self._core.stop(self._clock.now_ns()))
         self._write_lines()
         malformed = f"; {self._strangers.total} malformed messages were dropped" if self._strangers.total else ""
@@ -157,7 +156,7 @@ class Server:
                     assert_never(effect)
 
     def _write_lines(self) -> None:
-        """Write what came up for grants.log: while no message waits, for its sender waits for us."""
+        """Write what came up for grants.log: in a moment without messages, for their senders wait for us."""
         text = "".join([format_grant(line) + "\n" for line in self._lines])
         self._lines.clear()
         try:
