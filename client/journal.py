@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Final
 
 from client.effects import FileState, Persist
-from client.journal_change import plan
+from client.journal_change import append_entry, plan
 from client.journal_format import FORMAT, Durability, MetaValue, mark_entry
 from client.journal_log import OpenLogs, OpsLog, remove_log
 from client.plainfiles import PlainFiles, make_directories, sync_directory, write_at
@@ -266,6 +266,9 @@ class Journal:
         if last.unsynced_ops >= SYNC_OPS:
             self._sync(log)
             mark = _mark_of(log)
+        elif (entry := append_entry(log, change)) is not None:
+            self._append(change, log, entry)
+            return
         planned = plan(log, change, lambda start, stop: self._read_view(log, start, stop))
         log.append(mark + planned.entries, durable=self._durable)
         if changes_ops:
@@ -273,19 +276,58 @@ class Journal:
             try:
                 self._plain.write_end(change.file, end.start, end.after, last.length)
             except StorageError as error:
-                try:
-                    self._plain.write_end(change.file, end.start, end.before, max(last.length, end.length))
-                    log.take_back(durable=self._durable)
-                    if not is_new:
-                        # Nobody can say what of the file's end is on disk now.
-                        last.synced = min(last.synced, change.keep)
-                        last.synced_bytes = min(last.synced_bytes, end.start)
-                        last.undone += 1
-                        self._mark(log)
-                except (StorageError, FatalStorageError) as second:
-                    raise FatalStorageError(f"{error.reason}; and it cannot be taken back: {second}") from error
+                length = max(last.length, end.length)
+                self._take_back(log, change.keep, end.start, end.before, length, error, is_new=is_new)
                 raise
         log.last = planned.done(last.end + len(mark))
+
+    def _append(self, change: Persist, log: OpsLog, entry: bytes) -> None:
+        """Do the commonest change, one op that only appends, by the shortest way."""
+        last, record = log.last, change.records[0]
+        length = last.length + len(record.inserted)
+        written = False
+        try:
+            log.append(entry, durable=self._durable)
+            written = True
+            self._plain.write_end(change.file, last.length, record.inserted, last.length)
+        except StorageError as error:
+            last.lows = None
+            if written:
+                self._take_back(log, change.keep, last.length, b"", length, error)
+            raise
+        last.places.append(last.end)
+        last.end += len(entry)
+        last.promised, last.follows = change.promised, change.follows
+        last.version = Version(record.seq, record.token, change.hashes[0])
+        last.length = length
+        last.unsynced_ops += 1
+
+    def _take_back(
+        self,
+        log: OpsLog,
+        keep: int,
+        start: int,
+        before: bytes,
+        length: int,
+        error: StorageError,
+        *,
+        is_new: bool = False,
+    ) -> None:
+        """Put `before` back at byte `start` of a file that may have up to `length` bytes, and take back the log's end.
+
+        Raises FatalStorageError.
+        """
+        last = log.last
+        try:
+            self._plain.write_end(log.name, start, before, length)
+            log.take_back(durable=self._durable)
+            if not is_new:
+                # Nobody can say what of the file's end is on disk now.
+                last.synced, last.synced_bytes = min(last.synced, keep), min(last.synced_bytes, start)
+                last.undone += 1
+                self._mark(log)
+        except (StorageError, FatalStorageError) as second:
+            raise FatalStorageError(f"{error.reason}; and it cannot be taken back: {second}") from error
 
     def _mark(self, log: OpsLog) -> None:
         """Append a mark of what memory holds."""

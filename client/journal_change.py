@@ -39,6 +39,22 @@ class Plan:
         return now
 
 
+def append_entry(log: OpsLog, change: Persist) -> bytes | None:
+    """Return the entry of the commonest change, one op that only appends to log and file; None for any other.
+
+    It takes the op into the lows: forget them where it does not come to be.
+    """
+    last = log.last
+    if last.lows is None or change.keep != last.version.seq or len(change.records) != 1:
+        return None
+    record = change.records[0]
+    if record.offset != last.length or record.seq != change.keep + 1:
+        return None
+    low = extend_lows(last.lows, record.seq, record.offset)
+    tokens = change.promised, change.follows
+    return op_entry(record, encode_record(record), change.hashes[0], tokens, low, b"", more=False)
+
+
 def plan(log: OpsLog, change: Persist, read: Callable[[int, int], bytes]) -> Plan:
     """Work out a Persist. Raises StorageError.
 
