@@ -17,7 +17,7 @@ _RECEIVE_MS: Final = 10_000
 
 
 class Limits:
-    """The three limits, each an act to be timed. A context: it closes what it opened; the stage ends the peers."""
+    """The limits, each an act to be timed. A context: it closes what it opened; the stage ends the peers."""
 
     def __init__(self, place: Stage, request_bytes: int = ACQUIRE_FILE, answer_bytes: int = GRANT_FILE) -> None:
         """Start an echo that answers `request_bytes` with `answer_bytes`, and three that ack a push."""
@@ -25,7 +25,7 @@ class Limits:
         self._asking = caller(self._context, b"bench")
         self._request = bytes(request_bytes)
         self._push = bytes(PUSH)
-        echo = place.python("raw-echo", "scripts.benchmark.raw", "echo", str(answer_bytes))
+        self.echo = echo = place.python("raw-echo", "scripts.benchmark.raw", "echo", str(answer_bytes))
         self._asking.connect(echo.line("ready").split()[1])
         self._pushing = listener(self._context)
         port = self._pushing.bind_to_random_port("tcp://127.0.0.1")
@@ -51,6 +51,11 @@ class Limits:
             self._pushing.send_multipart((route, self._push))
         for _ in self._routes:
             self._pushing.recv_multipart()
+
+    def op(self) -> None:
+        """Send and get what a full op does, without the op: a round trip, then a broadcast."""
+        self.round_trip()
+        self.broadcast()
 
     def append(self) -> None:
         """Append a line of 200 bytes to a file and wait for the disk."""

@@ -6,7 +6,7 @@ from scripts.benchmark.figures import Row, against, jain, p50_of, percentile
 from scripts.benchmark.group import Group, last_json, tell
 from scripts.benchmark.limits import Limits
 from scripts.benchmark.locker import Locker
-from scripts.benchmark.processes import stage
+from scripts.benchmark.processes import apart, stage
 from scripts.benchmark.samples import ACQUIRE_PLAIN, GRANT_PLAIN
 from scripts.benchmark.sampling import Effort, interleave
 
@@ -14,10 +14,15 @@ from scripts.benchmark.sampling import Effort, interleave
 def measure_lock(effort: Effort) -> list[Row]:
     """Return acquire + release by one client against a raw round trip."""
     with stage() as place, Limits(place, ACQUIRE_PLAIN, GRANT_PLAIN) as limits:
-        locker = Locker(Group(place).endpoint, "bench")
-        blocks = interleave({"cycle": locker.cycle, "raw": limits.round_trip}, effort)
+        group = Group(place)
+        locker = Locker(group.endpoint, "bench")
+        with apart(group.lockd, limits.echo):
+            blocks = interleave({"cycle": locker.cycle, "raw": limits.round_trip}, effort)
         locker.close()
-    compared = "acquire + release of one client alone, p50, against one raw round trip, p50"
+    compared = (
+        "acquire + release of one client alone, p50, against one raw round trip, p50; "
+        "the client on one core, lockd and the raw echo on another"
+    )
     return [against("acquire + release", compared, blocks["cycle"], blocks["raw"], wanted=1.5)]
 
 
