@@ -9,8 +9,9 @@ dropped by lockd at our request, and only its durable answer takes the replica o
 An op that cannot go on is `failed` as long as no push with it has left, and `unknown` afterwards.
 """
 
-from dataclasses import dataclass, field
 from typing import Final, Literal, assert_never
+
+from msgspec import Struct
 
 from client.effects import Finished, Note, Outcome, ReadFile, SendReplica, Submit
 from client.shared import Shared
@@ -28,8 +29,7 @@ _ANSWER_MARGIN_NS: Final = 1_000_000_000
 Stage = Literal["queued", "waiting", "holding", "settling", "persisting", "pushed", "releasing"]
 
 
-@dataclass(slots=True)
-class Op:
+class Op(Struct, eq=False):
     """An op in flight. A `submit` of None is the settling of a file that lockd asked for."""
 
     submit: Submit | None
@@ -39,10 +39,10 @@ class Op:
     stage: Stage = "queued"
     request: int = 0
     token: int = 0
-    clock: Clock = field(default_factory=dict)
+    clock: Clock = {}
     in_sync: frozenset[str] = frozenset()
     learners: tuple[str, ...] = ()
-    acked: set[str] = field(default_factory=set)
+    acked: set[str] = set()
     push: Push | None = None
     version: Version | None = None
     silent_ns: int | None = None

@@ -3,11 +3,11 @@
 import os
 import socket
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, assert_never
 
 import zmq
+from msgspec import Struct
 
 from client.core import Client
 from client.directory import listen
@@ -59,8 +59,7 @@ REACH_S: Final = 2.0
 """How long a lockd that refuses connections is tried before the command gives up, in seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Result:
+class Result(Struct, frozen=True):
     """How an op ended, and for a read its file's length in bytes and (the end of) its content."""
 
     finished: Finished
@@ -68,8 +67,7 @@ class Result:
     content: bytes
 
 
-@dataclass(slots=True)
-class _Wanted:
+class _Wanted(Struct):
     """Whom to tell of an op's end, and how much of a read's content to keep; None keeps it all."""
 
     done: Callable[[Result], None]
@@ -231,7 +229,7 @@ class Node:
         at_desk = False
         for source, _ in ready:
             if source is self._lockd:
-                self._from_lockd(receive(self._lockd))
+                self._from_lockd(receive(self._lockd, routed=False))
             elif source is self._fan:
                 self._from_fan(receive(self._fan))
             elif source is self._listener:

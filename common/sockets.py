@@ -46,18 +46,24 @@ def fan(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
 
 
 def send(socket: zmq.Socket[bytes], *frames: bytes) -> None:
-    """Send one message without waiting. Raises zmq.Again when the queue is full, ZMQError when the peer is unknown.
+    """Send one message, of a ROUTER the route and a frame, without waiting.
 
+    Raises zmq.Again when the queue is full, ZMQError when the peer is unknown.
     Like `receive`, it calls pyzmq's core past its convenience layer, which costs more than the work itself.
     """
-    for frame in frames[:-1]:
-        _send(socket, frame, _MORE)
+    if len(frames) == 2:
+        _send(socket, frames[0], _MORE)
     _send(socket, frames[-1], _LAST)
 
 
-def receive(socket: zmq.Socket[bytes], *, wait: bool = False) -> list[bytes]:
-    """Return the frames of the next message. Raises zmq.Again when there is none (`wait`: within RCVTIMEO)."""
+def receive(socket: zmq.Socket[bytes], *, routed: bool = True, wait: bool = False) -> list[bytes]:
+    """Return the frames of the next message, of a ROUTER's (`routed`) two at least.
+
+    Raises zmq.Again when there is none (`wait`: within RCVTIMEO).
+    """
     frames: list[bytes] = [socket.recv(0 if wait else _LAST)]
+    if routed:
+        frames.append(socket.recv(_LAST))
     while _get(socket, _MORE_COMES):
         frames.append(socket.recv(_LAST))
     return frames

@@ -7,7 +7,6 @@ common.names. `decode` raises WireError and nothing else, whatever the bytes.
 
 import types
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from msgspec import DecodeError
@@ -78,50 +77,61 @@ def version_after(previous: Version, record: Record) -> Version:
 # Checks of what a type cannot say, made once from the names and annotations of the fields.
 
 
-@lru_cache(maxsize=4096)
 def _is_identifier(text: str) -> bool:
     return len(text) == 16 and text.isascii() and text.isalnum()
 
 
-def _checker(holds: Callable[[str], bool], problem: str) -> Check:
+def _checks(holds: Callable[[str], bool], problem: str) -> tuple[Check, Check]:
+    """Return a check of one text, and one of many; what has passed is known, and costs a lookup from then on."""
+    known: set[str] = set()
+
+    def learn(texts: Iterable[str]) -> None:
+        for text in texts:
+            if not holds(text):
+                raise WireError(problem)
+            if len(known) >= _KNOWN_MAX:
+                known.clear()
+            known.add(text)
+
     def check(text: str) -> None:
-        if not holds(text):
-            raise WireError(problem)
+        if text not in known:
+            learn((text,))
 
-    return check
+    def check_all(texts: Iterable[str]) -> None:
+        if not known.issuperset(texts):
+            learn(texts)
 
-
-def _check_clock(clock: Clock) -> None:
-    if not all(map(is_host, clock)):
-        raise WireError("a clock is malformed")
-
-
-def _check_identifiers(replicas: Iterable[str]) -> None:
-    if not all(map(_is_identifier, replicas)):
-        raise WireError("an id is malformed")
+    return check, check_all
 
 
-_host: Final = _checker(is_host, "a host's name is malformed")
-_identifier: Final = _checker(_is_identifier, "an id is malformed")
-_identifier_or_none: Final = _checker(lambda text: text == "" or _is_identifier(text), "an id is malformed")
-_file: Final = _checker(lambda name: file_name_problem(name) is None, "a file's name is malformed")
+def _op_id(text: str) -> None:
+    if not is_op_id(text):
+        raise WireError("an op id is malformed")
+
+
+_KNOWN_MAX: Final = 4096
+_host, _hosts = _checks(is_host, "a host's name is malformed")
+_identifier, _identifiers = _checks(_is_identifier, "an id is malformed")
+_identifier_or_none, _ = _checks(lambda text: text == "" or _is_identifier(text), "an id is malformed")
+_file, _ = _checks(lambda name: file_name_problem(name) is None, "a file's name is malformed")
+_endpoint, _ = _checks(
+    lambda text: len(text) <= 256 and not endpoint_problem(text, listening=False), "an endpoint is malformed"
+)
 
 _BY_NAME: Final[dict[str, Check]] = {
     "file": _file,
     "host": _host,
     "name": _host,
-    "id": _checker(is_op_id, "an op id is malformed"),
+    "id": _op_id,
     "replica": _identifier_or_none,
     "group": _identifier_or_none,
     "incarnation": _identifier,
-    "endpoint": _checker(
-        lambda text: len(text) <= 256 and not endpoint_problem(text, listening=False), "an endpoint is malformed"
-    ),
-    "in_sync": _check_identifiers,
-    "learners": _check_identifiers,
-    "sources": _check_identifiers,
-    "acked": _check_identifiers,
-    "replicas": _check_identifiers,
+    "endpoint": _endpoint,
+    "in_sync": _identifiers,
+    "learners": _identifiers,
+    "sources": _identifiers,
+    "acked": _identifiers,
+    "replicas": _identifiers,
 }
 """Texts that are checked by what their field's name means."""
 
@@ -130,7 +140,7 @@ def _check_of(hint: Any, name: str) -> Check | None:
     """Return the check of a field's value, or None where its type says all."""
     origin, arguments = get_origin(hint), get_args(hint)
     if hint == Clock:
-        return _check_clock
+        return _hosts
     if hint in (str, tuple[str, ...]):
         return _BY_NAME.get(name)
     if isinstance(hint, type) and issubclass(hint, Part):

@@ -1,15 +1,13 @@
 """One lock as lockd's core sees it: its queue, its holds, its clocks, and for a file its in-sync state."""
 
-from collections import OrderedDict
-from dataclasses import dataclass, field
+from msgspec import Struct
 
 from common.clock import Clock
 from common.messages import Kind, Mode
 from common.records import EMPTY, Version
 
 
-@dataclass(slots=True)
-class Waiter:
+class Waiter(Struct):
     """A place in the queue. Times are lockd's nanoseconds; until `patience_ns` the others wait for this learner."""
 
     session: int
@@ -19,8 +17,7 @@ class Waiter:
     patience_ns: int | None = None
 
 
-@dataclass(slots=True)
-class Hold:
+class Hold(Struct):
     """A grant that is in force. `clean` is the version it handed over, None where the file was unclean."""
 
     session: int
@@ -32,8 +29,7 @@ class Hold:
     since_ns: int
 
 
-@dataclass(slots=True)
-class FileState:
+class FileState(Struct):
     """What lockd knows of a file beyond its lock.
 
     `clean` is the version that every in-sync replica holds, None while that is not known; `clean_token` the
@@ -43,21 +39,20 @@ class FileState:
     in_sync: tuple[str, ...]
     clean: Version | None = None
     clean_token: int = 0
-    reports: dict[str, tuple[Version, int]] = field(default_factory=dict)
+    reports: dict[str, tuple[Version, int]] = {}
     settle_asked: bool = False
 
 
-@dataclass(slots=True)
-class Lock:
+class Lock(Struct):
     """A named lock. The queue is in request order, by (session, request)."""
 
     name: str
     kind: Kind
     file: FileState | None = None
-    queue: OrderedDict[tuple[int, int], Waiter] = field(default_factory=OrderedDict)
-    holds: dict[int, Hold] = field(default_factory=dict)
-    writers_clock: Clock = field(default_factory=dict)
-    readers_clock: Clock = field(default_factory=dict)
+    queue: dict[tuple[int, int], Waiter] = {}
+    holds: dict[int, Hold] = {}
+    writers_clock: Clock = {}
+    readers_clock: Clock = {}
 
     def admits(self, mode: Mode) -> bool:
         """Tell whether a grant of `mode` can join the holds in force."""

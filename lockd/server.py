@@ -81,7 +81,10 @@ class Server:
                 self._drain()
                 self._do(self._core.handle_timer(self._clock.now_ns()))
                 continue
-            self._wait_at_most(min(left_ns // 1_000_000 + 1, _LINES_MS_MAX if self._lines else _WAIT_MS_MAX))
+            most_ms = _LINES_MS_MAX if self._lines else _WAIT_MS_MAX
+            left_ms = left_ns // 1_000_000 + 1
+            # In steps of a power of two, so that the option seldom changes.
+            self._wait_at_most(most_ms if left_ms >= most_ms else 1 << left_ms.bit_length() - 1)
             frames = signals.receive(self._socket)
             if frames is not None:
                 self._take_in(frames)
@@ -107,8 +110,7 @@ class Server:
         return _WAIT_MS_MAX * 1_000_000 if deadline_ns is None else deadline_ns - self._clock.now_ns()
 
     def _wait_at_most(self, wait_ms: int) -> None:
-        """Let the next receive wait so long, in steps of a power of two, so that the option seldom changes."""
-        wait_ms = min(_WAIT_MS_MAX, 1 << wait_ms.bit_length() - 1)
+        """Let the next receive wait so long."""
         if wait_ms != self._wait_ms:
             self._socket.set(zmq.RCVTIMEO, wait_ms)
             self._wait_ms = wait_ms

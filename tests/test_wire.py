@@ -157,7 +157,7 @@ def test_every_truncated_frame_is_refused(message: Message) -> None:
         ([4, 1, 1, 1, "f", "file", "none", 0], ToLockd, "Invalid enum value 'none'"),
         ([97, "../f", 1, 1], FromReplica, "a file's name is malformed"),
         ([65, "", "f", 1, [0, 0, b"short"], [], {}], ToReplica, "Expected `bytes` of length >= 16"),
-        ([65, "", "f", 1, [0, 0, bytes(16)], [], {"a b": 1}], ToReplica, "a clock is malformed"),
+        ([65, "", "f", 1, [0, 0, bytes(16)], [], {"a b": 1}], ToReplica, "a host's name is malformed"),
         ([65, "", "f", 1, [0, 0, bytes(16)], [], {"a": 0}], ToReplica, "Expected `int` >= 1"),
         ([65, "", "f", 1, [0, 0, bytes(16)], [[1] * 9], {}], ToReplica, "Expected `str`, got `int`"),
         ([66, "", "f", 1, [[1, b"short"]]], ToReplica, "Expected `bytes` of length >= 16"),

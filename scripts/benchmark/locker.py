@@ -14,7 +14,7 @@ import zmq
 
 from common.messages import Acquire, FromLockd, Grant, Hello, Release, Welcome
 from common.records import EMPTY
-from common.sockets import caller
+from common.sockets import caller, send
 from common.wire import decode, encode
 from scripts.benchmark.samples import LOCK
 
@@ -40,16 +40,16 @@ class Locker:
     def acquire(self) -> int:
         """Wait for the lock; return its token."""
         self._request += 1
-        self._socket.send(
-            encode(Acquire(self._epoch, self._session, self._request, LOCK, "plain", "exclusive", _WAIT_MS))
-        )
+        acquire = Acquire(self._epoch, self._session, self._request, LOCK, "plain", "exclusive", _WAIT_MS)
+        send(self._socket, encode(acquire))
         grant = self._receive()
         assert isinstance(grant, Grant), grant
         return grant.token
 
     def release(self, token: int) -> None:
         """Give the lock back, one-way."""
-        self._socket.send(encode(Release(self._epoch, self._session, 0, LOCK, token, EMPTY, {}, False, (), False)))
+        release = Release(self._epoch, self._session, 0, LOCK, token, EMPTY, {}, False, (), False)
+        send(self._socket, encode(release))
 
     def cycle(self) -> None:
         """Acquire and release."""
