@@ -82,7 +82,7 @@ class Log(Value, frozen=True):
     host: str
     clock: Clock
     verb: str
-    values: tuple[tuple[str, str], ...]
+    facts: str
 
 
 class Persist(Value, frozen=True):

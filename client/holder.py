@@ -16,7 +16,7 @@ from msgspec import Struct
 from client.effects import Finished, Note, Outcome, ReadFile, SendReplica, Submit
 from client.shared import Shared
 from common.clock import Clock, merge
-from common.eventlog import shorten
+from common.eventlog import format_op, format_pairs, shorten
 from common.limits import CHANGE_BYTES_MAX
 from common.messages import Acquire, Cancel, Drop, Fenced, Grant, InSync, Push, Refused, Release, Released
 from common.records import Record, Version, splice
@@ -278,8 +278,8 @@ class Holder:
         assert op.submit is not None
         op.version = version = shared.state(op.file).head.version
         shared.clock = merge(shared.clock, op.clock)
-        snapshot = ("snapshot", f"{op.file}@{version.seq}")
-        shared.log(shared.stamp_us(), shared.tick(), "read", *_facts(op, version), snapshot)
+        facts = _facts(op, version) + format_pairs([("snapshot", f"{op.file}@{version.seq}")])
+        shared.log(shared.stamp_us(), shared.tick(), "read", facts)
         shared.emit(ReadFile(op.submit.op, op.file))
         op.stage = "releasing"
         self._release(op, changed=False, confirm=True)
@@ -313,7 +313,7 @@ class Holder:
         more.append(("snapshot", f"{op.file}@{version.seq}"))
         if submit.verb != "restore":
             more.append(("text", shorten(submit.text)))
-        shared.log(time_us, clock, submit.verb, *_facts(op, version), *more)
+        shared.log(time_us, clock, submit.verb, _facts(op, version) + format_pairs(more))
         op.stage = "persisting"
 
         def then() -> None:
@@ -322,8 +322,8 @@ class Holder:
             self._push(op)
 
         def failed(reason: str) -> None:
-            origin = ("from", shared.identity.host)
-            shared.log(shared.stamp_us(), shared.tick(), "undo", *_facts(op, version), origin)
+            facts = f"{_facts(op, version)} from={shared.identity.host}"
+            shared.log(shared.stamp_us(), shared.tick(), "undo", facts)
             self._fail(op, reason)
 
         shared.persist(op.file, head.seq, (record,), (version,), (op.token, op.token), then, failed)
@@ -369,7 +369,7 @@ class Holder:
         )
 
     def _go_on(self, op: Op) -> None:
-        if self._missing(op):
+        if not op.in_sync <= op.acked:
             return
         op.silent_ns = None
         if op.stage == "settling":
@@ -434,11 +434,5 @@ class Holder:
         self._by_request = {request: other for request, other in self._by_request.items() if other is not op}
 
 
-def _facts(op: Op, version: Version) -> tuple[tuple[str, str], ...]:
-    return (
-        ("file", op.file),
-        ("id", op.id),
-        ("token", format_token(op.token)),
-        ("seq", str(version.seq)),
-        ("hash", version.hash.hex()[:12]),
-    )
+def _facts(op: Op, version: Version) -> str:
+    return format_op(op.file, op.id, op.token, version.seq, version.hash)

@@ -54,7 +54,7 @@ from common.wire import WireError, decode, encode
 
 Durability = Literal["disk", "memory"]
 DEFAULT_LOCKD: Final = "tcp://127.0.0.1:7461"
-POLL_MS_MAX: Final = 60_000
+_WAIT_NS_MAX: Final = 60_000_000_000
 REACH_S: Final = 2.0
 """How long a lockd that refuses connections is tried before the command gives up, in seconds."""
 
@@ -221,11 +221,10 @@ class Node:
         due_ns = self._core.deadline_ns()
         now_ns = self.now_ns()
         due = due_ns is not None and due_ns <= now_ns
-        timeout_ms = 0
-        if not due:
-            until = [at for at in (due_ns, until_ns) if at is not None]
-            timeout_ms = min(POLL_MS_MAX, max(0, (min(until) - now_ns) // 1_000_000 + 1)) if until else POLL_MS_MAX
-        ready = self._poller.poll(timeout_ms)
+        wait_ns = _WAIT_NS_MAX if due_ns is None else min(_WAIT_NS_MAX, due_ns - now_ns)
+        if until_ns is not None and until_ns - now_ns < wait_ns:
+            wait_ns = until_ns - now_ns
+        ready = self._poller.poll(wait_ns // 1_000_000 + 1 if wait_ns > 0 else 0)
         at_desk = False
         for source, _ in ready:
             if source is self._lockd:
@@ -314,7 +313,7 @@ class Node:
                 case Answer():
                     self._send(self._listener, effect.route, encode(effect.message))
                 case Log():
-                    self._append(format_event(effect.time_us, effect.host, effect.clock, effect.verb, effect.values))
+                    self._append(format_event(effect.time_us, effect.host, effect.clock, effect.verb, effect.facts))
                 case Persist():
                     return self._persist(effect, effect.ticket)
                 case ReadFile(op, file):

@@ -19,7 +19,7 @@ from typing import Final
 from client.effects import Answer, Note, SendReplica
 from client.shared import Shared
 from common.clock import Clock, merge
-from common.eventlog import shorten
+from common.eventlog import format_op, shorten
 from common.limits import FETCH_BYTES_MAX, FETCH_POINTS_MAX
 from common.messages import Ack, Fenced, Fetch, Fetched, Push, Report
 from common.records import EMPTY, Record, Version
@@ -244,23 +244,23 @@ class Follower:
         if not self._fits(file, keep, new):
             shared.emit(Note(f"dropped ops of {shared.host_of(source)}: one begins behind the end of {file}"))
             return
-        origin = ("from", shared.host_of(source))
+        origin = f" from={shared.host_of(source)}"
         for seq in range(state.head.version.seq, keep, -1):
             undone = shared.history.record_at(file, seq)
             version = shared.history.version_at(file, seq)
             assert version is not None
             shared.clock = merge(shared.clock, cause)
-            shared.log(shared.stamp_us(), shared.tick(), "undo", *_facts(file, undone, version), origin)
+            shared.log(shared.stamp_us(), shared.tick(), "undo", _facts(file, undone, version) + origin)
         for record, version in zip(new, new_versions, strict=True):
             shared.clock = merge(shared.clock, record.clock)
             shared.saw_time(record.time_us)
-            shared.log(shared.stamp_us(), shared.tick(), "apply", *_facts(file, record, version), origin)
+            shared.log(shared.stamp_us(), shared.tick(), "apply", _facts(file, record, version) + origin)
         if not new:
             shared.clock = merge(shared.clock, cause)
 
         def failed(reason: str) -> None:
             for record, version in zip(reversed(new), reversed(new_versions), strict=True):
-                shared.log(shared.stamp_us(), shared.tick(), "undo", *_facts(file, record, version), origin)
+                shared.log(shared.stamp_us(), shared.tick(), "undo", _facts(file, record, version) + origin)
             self._note_failure(reason)
 
         shared.persist(file, keep, new, new_versions, (max(state.promised, token), token), taken, failed)
@@ -333,11 +333,5 @@ def _chain(previous: Version, records: tuple[Record, ...]) -> tuple[Version, ...
     return tuple(versions)
 
 
-def _facts(file: str, record: Record, version: Version) -> tuple[tuple[str, str], ...]:
-    return (
-        ("file", file),
-        ("id", record.id),
-        ("token", format_token(record.token)),
-        ("seq", str(version.seq)),
-        ("hash", version.hash.hex()[:12]),
-    )
+def _facts(file: str, record: Record, version: Version) -> str:
+    return format_op(file, record.id, record.token, version.seq, version.hash)

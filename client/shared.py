@@ -85,10 +85,10 @@ class Shared:
         if time_us < (self.now_ns + self.offset_ns) // 1000 + _AHEAD_US_MAX:
             self.last_time_us = max(self.last_time_us, time_us)
 
-    def log(self, time_us: int, clock: Clock, verb: str, *values: tuple[str, str]) -> None:
+    def log(self, time_us: int, clock: Clock, verb: str, facts: str) -> None:
         """Take `clock`, which must be one tick of ours, as our clock, and log the event."""
         self.clock = clock
-        self.out.append(Log(time_us, self.identity.host, clock, verb, values))
+        self.out.append(Log(time_us, self.identity.host, clock, verb, facts))
 
     def tick(self) -> Clock:
         """Return our clock with the own component one higher."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
@@ -9,6 +10,7 @@ from typing import Final
 
 from common.clock import Clock, format_clock, parse_clock
 from common.limits import LOG_TEXT_LENGTH_MAX
+from common.tokens import format_token
 
 HEADER: Final = r"(?<timestamp>\S+) (?<host>\S+) (?<clock>\{[^}]*\}) (?<event>.*)" + "\n\n"
 """The first two lines of every event log: ShiViz's parser expression, and an empty line."""
@@ -61,10 +63,19 @@ def format_value(value: str) -> str:
     return json.dumps(value, ensure_ascii=not value.isprintable())
 
 
-def format_event(time_us: int, host: str, clock: Clock, verb: str, values: tuple[tuple[str, str], ...]) -> str:
-    """Write one line, without its newline."""
-    rest = "".join([f" {key}={value if key in _PLAIN_KEYS else format_value(value)}" for key, value in values])
-    return f"{format_time(time_us)} {host} {format_clock(clock)} {verb}{rest}"
+def format_op(file: str, id_: str, token: int, seq: int, digest: bytes) -> str:
+    """Write what every line tells: the file, the op's id and token, and the version it made or saw."""
+    return f" file={format_value(file)} id={id_} token={format_token(token)} seq={seq} hash={digest[:6].hex()}"
+
+
+def format_pairs(values: Iterable[tuple[str, str]]) -> str:
+    """Write ` key=value key=value ...`, each with a space before it."""
+    return "".join([f" {key}={value if key in _PLAIN_KEYS else format_value(value)}" for key, value in values])
+
+
+def format_event(time_us: int, host: str, clock: Clock, verb: str, facts: str) -> str:
+    """Write one line, without its newline; `facts` is of `format_op` and `format_pairs`."""
+    return f"{format_time(time_us)} {host} {format_clock(clock)} {verb}{facts}"
 
 
 def parse_event(line: str) -> Event:

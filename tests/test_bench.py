@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from common.eventlog import HEADER, format_event
+from common.eventlog import HEADER, format_event, format_pairs
 from scripts.benchmark.figures import Row, against, jain, median, p50_of, percentile, pooled, ratio_of
 from scripts.benchmark.ops import own_moments, rate
 from scripts.benchmark.processes import NotMeasured
@@ -95,8 +95,11 @@ def test_blocks_alternate_and_the_first_is_thrown_away() -> None:
 
 
 def event_log(path: Path, own_us: list[int]) -> Path:
-    lines = [format_event(time_us, path.name, {path.name: n}, "write", _FILE) for n, time_us in enumerate(own_us, 1)]
-    lines.append(format_event(10**9, path.name, {path.name: 99}, "apply", _FILE))
+    lines = [
+        format_event(time_us, path.name, {path.name: n}, "write", format_pairs(_FILE))
+        for n, time_us in enumerate(own_us, 1)
+    ]
+    lines.append(format_event(10**9, path.name, {path.name: 99}, "apply", format_pairs(_FILE)))
     path.write_text(HEADER + "".join([line + "\n" for line in lines]))
     return path
 

@@ -7,7 +7,7 @@ import pytest
 
 from client.event_file import EventFile, LogEnd
 from common.clock import Clock
-from common.eventlog import HEADER, format_event
+from common.eventlog import HEADER, format_event, format_pairs
 
 NOBODY = LogEnd("", {}, 0, 0)
 
@@ -16,7 +16,7 @@ def line(host: str, clock: Clock, verb: str, id: str, file: str = "notes.txt", t
     values = [("file", file), ("id", id), ("token", "1.42")]
     if text is not None:
         values.append(("text", text))
-    return format_event(1_000_000 + clock[host], host, clock, verb, tuple(values))
+    return format_event(1_000_000 + clock[host], host, clock, verb, format_pairs(values))
 
 
 def log_of(path: Path, *lines: str, tail: str = "") -> Path:

@@ -14,6 +14,8 @@ from common.eventlog import (
     VERBS,
     Event,
     format_event,
+    format_op,
+    format_pairs,
     format_time,
     format_value,
     parse_event,
@@ -45,7 +47,7 @@ SHIVIZ = re.compile(
 def test_an_event_reads_back(
     time_us: int, host: str, clock: Clock, verb: str, pairs: tuple[tuple[str, str], ...]
 ) -> None:
-    line = format_event(time_us, host, clock, verb, pairs)
+    line = format_event(time_us, host, clock, verb, format_pairs(pairs))
     assert parse_event(line) == Event(time_us, host, clock, verb, dict(pairs))
     assert line.isprintable()
 
@@ -54,7 +56,7 @@ def test_an_event_reads_back(
 def test_shiviz_takes_every_line_as_one_event(
     time_us: int, host: str, clock: Clock, verb: str, pairs: tuple[tuple[str, str], ...]
 ) -> None:
-    line = format_event(time_us, host, clock, verb, pairs)
+    line = format_event(time_us, host, clock, verb, format_pairs(pairs))
     text = f"{line}\n{line}\n"
     matches = list(SHIVIZ.finditer(text))
     assert [match[0] for match in matches] == [line, line]
@@ -74,11 +76,12 @@ def test_an_event_looks_like_this() -> None:
         "client-2",
         {"client-2": 5, "client-0": 3},
         "write",
-        (("file", "notes.txt"), ("id", "client-2:4"), ("text", "two words"), ("empty", "")),
+        format_op("notes.txt", "client-2:4", make_token(1, 42), 42, bytes.fromhex("9f2c41d07ab3") + bytes(10))
+        + format_pairs([("text", "two words"), ("empty", "")]),
     )
     assert line == (
         '2026-11-22T15:03:11.123456Z client-2 {"client-0":3,"client-2":5} '
-        'write file=notes.txt id=client-2:4 text="two words" empty=""'
+        'write file=notes.txt id=client-2:4 token=1.42 seq=42 hash=9f2c41d07ab3 text="two words" empty=""'
     )
 
 

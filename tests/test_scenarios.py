@@ -22,6 +22,7 @@ from msgspec import Struct
 
 from client.effects import Finished, Log, OpVerb, Persist, Submit
 from common.clock import format_clock
+from common.eventlog import parse_pairs
 from common.messages import FromLockd, FromReplica, Member, ToLockd, ToReplica
 from common.records import Record, Version
 from common.tokens import format_token
@@ -152,7 +153,7 @@ class Story:
                             self._tell(f"  lockd keeps {change.file} in sync at {self._short(change.replicas)}")
 
     def logged(self, client: ClientProcess, effect: Log) -> None:
-        values = dict(effect.values)
+        values = parse_pairs(effect.facts)
         what = f"{effect.verb} {values['file']}@{values['seq']} of {values['id']}"
         self._tell(f"  {client.name} logs {format_clock(effect.clock)} {what}")
 

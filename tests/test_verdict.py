@@ -18,7 +18,7 @@ from client.effects import Persist
 from client.journal import Journal as ReplicaJournal
 from client.journal_format import OP_HEAD_BYTES, read_op
 from common.clock import Clock, concurrent, merge, tick
-from common.eventlog import HEADER, Event, format_event
+from common.eventlog import HEADER, Event, format_event, format_pairs
 from common.grantlog import GrantEvent, GrantLine, format_grant
 from common.records import EMPTY, Record, Version, splice
 from common.tokens import format_token, make_token
@@ -977,7 +977,8 @@ def write_run(group: Group, directory: Path, *, by_hand: bool = False) -> Path:
         lines = [line.event for line in replica.lines]
         text = "".join(
             [
-                format_event(event.time_us, event.host, event.clock, event.verb, tuple(event.values.items())) + "\n"
+                format_event(event.time_us, event.host, event.clock, event.verb, format_pairs(event.values.items()))
+                + "\n"
                 for event in lines
             ]
         )

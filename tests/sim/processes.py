@@ -312,8 +312,8 @@ class ClientProcess:
                         world.network.send(("replica", self.route, route), frame, self._deliver)
                 case Answer(route, answer):
                     world.network.send(("answer", self.route, route), encode(answer), self._deliver)
-                case Log(time_us, host, clock, verb, values):
-                    directory.lines.append(format_event(time_us, host, clock, verb, values))
+                case Log(time_us, host, clock, verb, facts):
+                    directory.lines.append(format_event(time_us, host, clock, verb, facts))
                     world.observer.logged(self, effect)
                 case Persist(ticket):
                     if effect is not effects[-1]:
