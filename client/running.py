@@ -13,7 +13,7 @@ from client.node import Node, Result
 from client.settings import Settings
 from client.workload import Workload
 from common.errors import EXIT_OK, EXIT_UNKNOWN, CommandError, refused
-from common.eventlog import shorten
+from common.eventlog import quote, shorten
 from common.signals import Signals
 
 JOIN_NS: Final = 10_000_000_000
@@ -195,7 +195,7 @@ class _Runner:
             )
             return
         saw = f"saw {result.length} bytes, last line: " if choice.verb == "read" else ""
-        shown = json.dumps(shorten(text), ensure_ascii=not text.isprintable())
+        shown = quote(shorten(text)) if text.isprintable() else json.dumps(shorten(text))
         _say(
             f"{finished.id} {choice.verb} {choice.file}@{finished.version.seq} {finished.outcome} "
             f"{took_ms:.1f} ms  {finished.reason or saw + shown}"

@@ -8,8 +8,6 @@ from zmq.backend import Socket
 from common.limits import FRAME_BYTES_MAX, QUEUE_MESSAGES_MAX
 
 _send: Final[Any] = Socket.send
-_get: Final[Any] = Socket.get
-_MORE_COMES: Final = int(zmq.RCVMORE)
 _LAST: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -61,11 +59,17 @@ def receive(socket: zmq.Socket[bytes], *, routed: bool = True, wait: bool = Fals
 
     Raises zmq.Again when there is none (`wait`: within RCVTIMEO).
     """
-    frames: list[bytes] = [socket.recv(0 if wait else _LAST)]
+    flags = 0 if wait else _LAST
+    frames: list[bytes] = []
     if routed:
-        frames.append(socket.recv(_LAST))
-    while _get(socket, _MORE_COMES):
-        frames.append(socket.recv(_LAST))
+        frames.append(socket.recv(flags))
+        flags = _LAST
+    # A Frame knows whether it is the last: cheaper than to ask the socket.
+    frame = socket.recv(flags, copy=False)
+    frames.append(frame.bytes)
+    while frame.more:
+        frame = socket.recv(_LAST, copy=False)
+        frames.append(frame.bytes)
     return frames
 
 
