@@ -83,9 +83,9 @@ class OpenLogs:
     def __init__(self, *, writable: bool) -> None:
         """Begin with none open."""
         self._flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
-        self._open: OrderedDict[Path, int] = OrderedDict()
+        self._open: OrderedDict[str, int] = OrderedDict()
 
-    def descriptor(self, path: Path) -> int:
+    def descriptor(self, path: str) -> int:
         """Return the open file; it may be closed by the next call. Raises OSError."""
         found = self._open.get(path)
         if found is None:
@@ -96,7 +96,7 @@ class OpenLogs:
             self._open.move_to_end(path)
         return found
 
-    def forget(self, path: Path) -> None:
+    def forget(self, path: str) -> None:
         """Close it, if it is open."""
         descriptor = self._open.pop(path, None)
         if descriptor is not None:
@@ -116,7 +116,8 @@ class OpsLog:
         self.path = path
         self.name = name
         self.last = last
-        self._index = path.with_suffix(".index")
+        self._file = str(path)
+        self._index = str(path.with_suffix(".index"))
         self._logs = logs
 
     @classmethod
@@ -141,15 +142,18 @@ class OpsLog:
         """Open a log; None where its first change never came to be."""
         log = cls(path, logs, "", LogEnd(0))
         with _reading(path):
-            log.name, start = read_header(read_at(logs.descriptor(path), 0, HEADER_BYTES_MAX), path)
+            log.name, start = read_header(read_at(logs.descriptor(log._file), 0, HEADER_BYTES_MAX), path)
             if start:
                 log.last = log._from_index(start) or log._scan(LogEnd(start), start)
-        return log if log.last.end > start else None
+        if log.last.end == start:
+            log._forget()  # whoever makes another log here must not find this one's descriptors
+            return None
+        return log
 
     def trim(self, *, durable: bool) -> None:
         """Take away what a crash has cut off behind the last whole change. Raises StorageError."""
         with _writing(self.path):
-            descriptor = self._logs.descriptor(self.path)
+            descriptor = self._logs.descriptor(self._file)
             if os.fstat(descriptor).st_size > self.last.end:
                 os.ftruncate(descriptor, self.last.end)
                 if durable:
@@ -157,8 +161,7 @@ class OpsLog:
 
     def remove(self) -> None:
         """Take the log away, if possible."""
-        for path in (self._index, self.path):
-            self._logs.forget(path)
+        self._forget()
         remove_log(self.path)
 
     # Reading
@@ -171,7 +174,7 @@ class OpsLog:
                 place = last.places[seq - last.indexed - 1]
             else:
                 place = int.from_bytes(os.pread(self._logs.descriptor(self._index), 8, 8 * seq - 8), "little")
-            op = read_op(os.pread(self._logs.descriptor(self.path), OP_HEAD_BYTES, place), place)
+            op = read_op(os.pread(self._logs.descriptor(self._file), OP_HEAD_BYTES, place), place)
         if op is None or op.seq != seq or op.end > last.end:
             raise StorageError(f"{self.path} is damaged: op {seq} is not where it should be")
         return op
@@ -179,7 +182,7 @@ class OpsLog:
     def read(self, start: int, stop: int) -> bytes:
         """Return the log's bytes [start, stop)."""
         with _reading(self.path):
-            data = read_at(self._logs.descriptor(self.path), start, stop)
+            data = read_at(self._logs.descriptor(self._file), start, stop)
         if len(data) < stop - start:
             raise StorageError(f"{self.path} is damaged: it ends before byte {stop}")
         return data
@@ -231,11 +234,11 @@ class OpsLog:
         """Append a change, all or nothing, with `durable` to the disk. Raises StorageError or FatalStorageError."""
         end = self.last.end
         try:
-            descriptor = self._logs.descriptor(self.path)
+            descriptor = self._logs.descriptor(self._file)
             write_at(descriptor, end, entries)
         except OSError as error:
             try:
-                os.ftruncate(self._logs.descriptor(self.path), end)
+                os.ftruncate(self._logs.descriptor(self._file), end)
             except OSError as second:
                 raise FatalStorageError(f"{self.path}: {error}; and it cannot be taken back ({second})") from error
             raise os_error(f"cannot write {self.path}", error) from error
@@ -245,7 +248,7 @@ class OpsLog:
     def take_back(self, *, durable: bool) -> None:
         """Take away what stands behind the last change that `last` knows. Raises FatalStorageError."""
         try:
-            descriptor = self._logs.descriptor(self.path)
+            descriptor = self._logs.descriptor(self._file)
             os.ftruncate(descriptor, self.last.end)
         except OSError as error:
             raise FatalStorageError(f"cannot take back what was written to {self.path}: {error}") from error
@@ -260,7 +263,7 @@ class OpsLog:
         with _writing(self._index):
             if last.indexed == 0:
                 self._logs.forget(self._index)
-                self._index.touch()
+                os.close(os.open(self._index, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
             descriptor = self._logs.descriptor(self._index)
             write_at(descriptor, 8 * last.indexed, struct.pack(f"<{len(last.places)}Q", *last.places))
             os.ftruncate(descriptor, 8 * last.version.seq)
@@ -274,6 +277,10 @@ class OpsLog:
         except OSError as error:
             raise FatalStorageError(f"cannot bring {self.path} to the disk: {error.strerror}") from error
 
+    def _forget(self) -> None:
+        self._logs.forget(self._index)
+        self._logs.forget(self._file)
+
     # Opening
 
     def _from_index(self, start: int) -> LogEnd | None:
@@ -286,7 +293,7 @@ class OpsLog:
         if seq == 0:
             return None
         place = int.from_bytes(os.pread(self._logs.descriptor(self._index), 8, 8 * seq - 8), "little")
-        op = read_op(os.pread(self._logs.descriptor(self.path), OP_HEAD_BYTES, place), place)
+        op = read_op(os.pread(self._logs.descriptor(self._file), OP_HEAD_BYTES, place), place)
         if op is None or op.seq != seq or place < start:
             return None
         last = LogEnd(op.end, version=op.version, length=op.length, indexed=seq)
@@ -336,7 +343,7 @@ class OpsLog:
 
     def _entries(self, start: int) -> Iterator[Op | Mark]:
         """Yield the whole entries from byte `start` on. Raises StorageError where more stand behind a torn one."""
-        descriptor = self._logs.descriptor(self.path)
+        descriptor = self._logs.descriptor(self._file)
         size = os.fstat(descriptor).st_size
         base, at, data = start, 0, b""
         while True:
@@ -363,7 +370,7 @@ class OpsLog:
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
+def _reading(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -371,7 +378,7 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def _writing(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:

@@ -125,6 +125,8 @@ def test_a_first_change_that_was_cut_off_never_was(tmp_path: Path) -> None:
             assert journal.states() == {}
             story = tell(journal, [Step(0, (Edit("write", "two"),))])
             story.assert_told_by(journal)
+        with closing(open_journal(tmp_path)) as journal:
+            story.assert_told_by(journal)
 
 
 def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
