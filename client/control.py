@@ -45,10 +45,10 @@ def decode_order(line: bytes) -> Order:
     try:
         values = json.loads(line)
         if values.pop("version") != VERSION:
-            raise ValueError("the order speaks another version")
+            raise ValueError(f"the order speaks another version than {VERSION}; use the same Lockstep")
         order = Order(**values)
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"the order is malformed ({error})") from None
+        raise ValueError("the order is malformed") from error
     texts = (order.verb, order.file, order.text)
     if any(type(text) is not str for text in texts) or any(type(n) is not int for n in (order.of, order.wait_ms)):
         raise ValueError("the order is malformed")

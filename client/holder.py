@@ -205,7 +205,7 @@ class Holder:
             elif op.stage == "waiting" and now_ns >= op.deadline_ns + _ANSWER_MARGIN_NS:
                 shared = self._shared
                 shared.tell_lockd(Cancel(shared.identity.epoch, shared.session, op.request))
-                self._fail(op, "lockd gave no answer in time", release=False)
+                self._fail(op, "lockd gave no answer in time; is it running?", release=False)
             elif op.stage == "settling" and now_ns >= op.deadline_ns:
                 self._fail(op, f"no ack in time of {self._names(self._missing(op))}")
             elif op.silent_ns is not None and now_ns >= op.silent_ns:

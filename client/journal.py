@@ -262,15 +262,14 @@ class Journal:
         changes_ops = bool(change.records) or change.keep < last.version.seq
         if not (is_new or changes_ops or last.promised != change.promised or last.follows != change.follows):
             return
-        mark = b""
-        if last.unsynced_ops >= SYNC_OPS:
+        mark = last.unsynced_ops >= SYNC_OPS
+        if mark:
             self._sync(log)
-            mark = _mark_of(log)
         elif (entry := append_entry(log, change)) is not None:
             self._append(change, log, entry)
             return
-        planned = plan(log, change, lambda start, stop: self._read_view(log, start, stop))
-        log.append(mark + planned.entries, durable=self._durable)
+        planned = plan(log, change, lambda start, stop: self._read_view(log, start, stop), mark=mark)
+        log.append(planned.entries, durable=self._durable)
         if changes_ops:
             end = planned.end
             try:
@@ -279,7 +278,7 @@ class Journal:
                 length = max(last.length, end.length)
                 self._take_back(log, change.keep, end.start, end.before, length, error, is_new=is_new)
                 raise
-        log.last = planned.done(last.end + len(mark))
+        log.last = planned.done(last.end)
 
     def _append(self, change: Persist, log: OpsLog, entry: bytes) -> None:
         """Do the commonest change, one op that only appends, by the shortest way."""
@@ -354,13 +353,16 @@ class Journal:
         name, last = log.name, log.last
         size, seq = self._plain.size(name), last.version.seq
         trusted = least_offset(log, last.synced, seq, min(last.synced_bytes, last.length))
-        if size is None or size < trusted or (last.is_synced and size != last.length):
-            # No crash left it so: somebody else was here, and may have changed any of it.
-            trusted = last.synced_bytes = 0
+        # No crash left it so: somebody else was here, and may have changed any of it.
+        foreign = size is None or size < trusted or (last.is_synced and size != last.length)
+        if foreign:
+            trusted = 0
+        end = b"".join(end_of_version(log, seq, seq, trusted, trusted)[1])
+        if foreign:
+            last.synced_bytes = 0
             self._mark(log)
             self._plain.recreate(name)
         was = self._plain.read(name, trusted, size or 0)
-        end = b"".join(end_of_version(log, seq, seq, trusted, trusted)[1])
         # Written in any case: what a failed sync left in the cache reads well, but will not reach the disk.
         self._plain.write_end(name, trusted, end, trusted + len(was))
         return "" if was == end else f"files/{name} was brought back to version {seq} from byte {trusted} on"
@@ -415,7 +417,9 @@ def read_meta(path: Path) -> dict[str, MetaValue] | None:
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise StorageError(f"{path / _META} is damaged: {error}") from error
     if version != FORMAT:
-        raise StorageError(f"{path} has the format {version}, and this Lockstep knows {FORMAT}; use a newer one")
+        raise StorageError(
+            f"{path} has the format {version}, and this Lockstep knows {FORMAT}; use a newer one, or another --data"
+        )
     return meta
 
 

@@ -52,11 +52,11 @@ def append_entry(log: OpsLog, change: Persist) -> bytes | None:
         return None
     low = extend_lows(last.lows, record.seq, record.offset)
     tokens = change.promised, change.follows
-    return op_entry(record, encode_record(record), change.hashes[0], tokens, low, b"", more=False)
+    return op_entry(record, encode_record(record), change.hashes[0], tokens, low, b"", first=True, more=False)
 
 
-def plan(log: OpsLog, change: Persist, read: Callable[[int, int], bytes]) -> Plan:
-    """Work out a Persist. Raises StorageError.
+def plan(log: OpsLog, change: Persist, read: Callable[[int, int], bytes], *, mark: bool) -> Plan:
+    """Work out a Persist, with a `mark` of what is synced in any case. Raises StorageError.
 
     `read` returns the plain file's bytes [start, stop). An op at the file's end reads nothing: it removes nothing,
     and the lows that it needs are in memory.
@@ -72,13 +72,13 @@ def plan(log: OpsLog, change: Persist, read: Callable[[int, int], bytes]) -> Pla
     if keep < seq:
         for undone in range(seq, keep, -1):
             op = log.op(undone)
-            end.replace(op.offset, log.read(op.removed_at, op.end))
+            end.replace(op.offset, log.removed(undone, 0, op.removed_bytes))
         kept = replace(last, places=last.places.copy())
         kept.cut(log.version(keep), log.length(keep) if keep else 0)
         kept.synced, kept.synced_bytes = min(last.synced, keep), min(last.synced_bytes, end.start)
         kept.undone += 1
         kept.unsynced_ops += seq - keep
-    if keep < seq or not change.records:
+    if keep < seq or not change.records or mark:
         more = bool(change.records)
         entries.append(mark_entry(keep, tokens, kept.synced, kept.synced_bytes, kept.undone, more=more))
     size = sum(map(len, entries))
@@ -92,7 +92,7 @@ def plan(log: OpsLog, change: Persist, read: Callable[[int, int], bytes]) -> Pla
             raise StorageError(f"op {record.seq} of {change.file} is malformed: {error}") from error
         low = extend_lows(lows, record.seq, record.offset)
         more = record is not change.records[-1]
-        entry = op_entry(record, encode_record(record), digest, tokens, low, removed, more=more)
+        entry = op_entry(record, encode_record(record), digest, tokens, low, removed, first=not entries, more=more)
         entries.append(entry)
         places.append(size)
         size += len(entry)

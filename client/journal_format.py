@@ -1,14 +1,15 @@
 """The journal's format: one log of entries for each file, appended to and never changed.
 
-A log begins with a line, `lockstep journal 1 "NAME"`. Entries follow: their size and the CRC-32 of what comes
-after it (4 bytes each, as all numbers little-endian), then the kind and whether more entries belong to the same
-change. An op has a head of numbers with a CRC-32 of its own, the record as it stands under the hash chain, and
-the bytes that it removed from the file's end. A mark tells all else: the version kept, what is above it being
-undone, both tokens, what of the file is synced, and how often ops were undone. An op promises and follows tokens
-too, so that most changes are one entry.
+A log begins with a line, `lockstep journal 1 "NAME" CRC`, a CRC-32 in hexadecimal of what stands before it.
+Entries follow: their size and the CRC-32 of what comes after it (4 bytes each, as all numbers little-endian), then
+the kind, and whether the entry is the first of its change and whether more follow. An op has a head of numbers with
+a CRC-32 of its own, the record as it stands under the hash chain, and the bytes that it removed from the file's end.
+A mark tells all else: the version kept, what is above it being undone, both tokens, what of the file is synced, and
+how often ops were undone. An op promises and follows tokens too, so that most changes are one entry.
 """
 
 import json
+import re
 import zlib
 from struct import Struct
 from typing import Final, Literal, NamedTuple
@@ -29,6 +30,9 @@ _OP: Final = Struct("<BBQQQQQQ16sIII")
 _MARK: Final = Struct("<BBQQQQQQ")
 _KIND_OP: Final = 1
 _KIND_MARK: Final = 2
+_MORE: Final = 1
+_FIRST: Final = 2
+_BEGINS_CHANGE: Final = re.compile(rb"(?=[\x01\x02][\x02\x03])")
 PREFIX_BYTES: Final = _PREFIX.size
 _CRC_BYTES: Final = 4
 OP_HEAD_BYTES: Final = PREFIX_BYTES + _OP.size + _CRC_BYTES
@@ -54,7 +58,12 @@ class Op(NamedTuple):
     removed_at: int
     removed_bytes: int
     end: int
-    more: bool
+    flags: int
+
+    @property
+    def more(self) -> bool:
+        """Whether more entries belong to the same change."""
+        return bool(self.flags & _MORE)
 
     @property
     def length(self) -> int:
@@ -77,12 +86,18 @@ class Mark(NamedTuple):
     synced_bytes: int
     undone: int
     end: int
-    more: bool
+    flags: int
+
+    @property
+    def more(self) -> bool:
+        """Whether more entries belong to the same change."""
+        return bool(self.flags & _MORE)
 
 
 def header_of(name: str) -> bytes:
     """Return the first line of a file's log."""
-    return _FIRST_WORDS + f"{FORMAT} {json.dumps(name)}\n".encode()
+    words = _FIRST_WORDS + f"{FORMAT} {json.dumps(name)}".encode()
+    return words + b" %08x\n" % zlib.crc32(words)
 
 
 def read_header(data: bytes, path: object) -> tuple[str, int]:
@@ -100,8 +115,11 @@ def read_header(data: bytes, path: object) -> tuple[str, int]:
         raise StorageError(f"{path} is not a Lockstep journal")
     if int(words[0]) != FORMAT:
         raise StorageError(f"{path} has the format {int(words[0])}, and this Lockstep knows {FORMAT}; use a newer one")
+    told, _, crc = words[1].rpartition(b" ")
+    if crc != b"%08x" % zlib.crc32(line[: -len(crc) - 1]):
+        raise StorageError(f"{path} is damaged: its first line is not what was written")
     try:
-        name = json.loads(words[1])
+        name = json.loads(told)
     except ValueError as error:
         raise StorageError(f"{path} is damaged: its first line names no file") from error
     if not isinstance(name, str) or file_name_problem(name):
@@ -110,12 +128,20 @@ def read_header(data: bytes, path: object) -> tuple[str, int]:
 
 
 def op_entry(
-    record: Record, encoded: bytes, digest: bytes, tokens: tuple[int, int], low: int, removed: bytes, *, more: bool
+    record: Record,
+    encoded: bytes,
+    digest: bytes,
+    tokens: tuple[int, int],
+    low: int,
+    removed: bytes,
+    *,
+    first: bool,
+    more: bool,
 ) -> bytes:
     """Return the entry of an op; `tokens` are promised and followed."""
     head = _OP.pack(
         _KIND_OP,
-        more,
+        _FIRST * first | _MORE * more,
         record.seq,
         record.token,
         *tokens,
@@ -134,7 +160,7 @@ def mark_entry(
     keep: int, tokens: tuple[int, int], synced: int, synced_bytes: int, undone: int, *, more: bool = False
 ) -> bytes:
     """Return the entry of a mark; `tokens` are promised and followed."""
-    body = _MARK.pack(_KIND_MARK, more, keep, *tokens, synced, synced_bytes, undone)
+    body = _MARK.pack(_KIND_MARK, _FIRST | _MORE * more, keep, *tokens, synced, synced_bytes, undone)
     return _PREFIX.pack(PREFIX_BYTES + len(body), zlib.crc32(body)) + body
 
 
@@ -150,9 +176,15 @@ def read_entry(data: bytes, at: int, base: int) -> Op | Mark | None:
     if data[body_at] == _KIND_OP and size >= OP_HEAD_BYTES:
         return read_op(data[at : at + OP_HEAD_BYTES], base + at)
     if data[body_at] == _KIND_MARK and size == PREFIX_BYTES + _MARK.size:
-        _, more, keep, promised, follows, synced, synced_bytes, undone = _MARK.unpack_from(data, body_at)
-        return Mark(keep, promised, follows, synced, synced_bytes, undone, base + end, bool(more))
+        _, flags, keep, promised, follows, synced, synced_bytes, undone = _MARK.unpack_from(data, body_at)
+        return Mark(keep, promised, follows, synced, synced_bytes, undone, base + end, flags)
     return None
+
+
+def begins_change(data: bytes) -> bool:
+    """Tell whether a whole entry stands somewhere behind the first byte of `data` that is the first of its change."""
+    places = (found.start() - PREFIX_BYTES for found in _BEGINS_CHANGE.finditer(data, PREFIX_BYTES + 1))
+    return any(read_entry(data, place, 0) is not None for place in places)
 
 
 def entry_bytes(data: bytes, at: int) -> int:
@@ -169,7 +201,7 @@ def read_op(head: bytes, at: int) -> Op | None:
         return None
     size, _ = _PREFIX.unpack_from(head)
     values = _OP.unpack(fields)
-    _, more, seq, token, promised, follows, offset, low, digest, inserted_at, inserted_bytes, record_bytes = values
+    _, flags, seq, token, promised, follows, offset, low, digest, inserted_at, inserted_bytes, record_bytes = values
     record_at = at + OP_HEAD_BYTES
     removed_at = record_at + record_bytes
     return Op(
@@ -187,5 +219,5 @@ def read_op(head: bytes, at: int) -> Op | None:
         removed_at,
         at + size - removed_at,
         at + size,
-        bool(more),
+        flags,
     )

@@ -22,6 +22,7 @@ from client.journal_format import (
     PREFIX_BYTES,
     Mark,
     Op,
+    begins_change,
     entry_bytes,
     header_of,
     read_entry,
@@ -116,6 +117,7 @@ class OpsLog:
         self.path = path
         self.name = name
         self.last = last
+        self._start = last.end
         self._file = str(path)
         self._index = str(path.with_suffix(".index"))
         self._logs = logs
@@ -133,8 +135,11 @@ class OpsLog:
             if durable:
                 sync_directory(path.parent)
         except OSError as error:
-            path.unlink(missing_ok=True)
+            remove_log(path)
             raise os_error(f"cannot make {path}", error) from error
+        except StorageError:
+            remove_log(path)
+            raise
         return cls(path, logs, name, LogEnd(len(header)))
 
     @classmethod
@@ -143,8 +148,9 @@ class OpsLog:
         log = cls(path, logs, "", LogEnd(0))
         with _reading(path):
             log.name, start = read_header(read_at(logs.descriptor(log._file), 0, HEADER_BYTES_MAX), path)
+            log._start = start
             if start:
-                log.last = log._from_index(start) or log._scan(LogEnd(start), start)
+                log.last = log._from_index() or log._scan(LogEnd(start), start)
         if log.last.end == start:
             log._forget()  # whoever makes another log here must not find this one's descriptors
             return None
@@ -170,22 +176,33 @@ class OpsLog:
         """Return the entry of the op `seq`, from 1 to the head."""
         last = self.last
         with _reading(self.path):
-            if seq > last.indexed:
-                place = last.places[seq - last.indexed - 1]
-            else:
-                place = int.from_bytes(os.pread(self._logs.descriptor(self._index), 8, 8 * seq - 8), "little")
-            op = read_op(os.pread(self._logs.descriptor(self._file), OP_HEAD_BYTES, place), place)
-        if op is None or op.seq != seq or op.end > last.end:
-            raise StorageError(f"{self.path} is damaged: op {seq} is not where it should be")
-        return op
+            op = self._op_at(
+                last.places[seq - last.indexed - 1] if seq > last.indexed else self._indexed(seq), last.end
+            )
+        if op is not None and op.seq == seq:
+            return op
+        if seq <= last.indexed:
+            self._do_without_index()
+            return self.op(seq)
+        raise StorageError(f"{self.path} is damaged: op {seq} is not where it should be")
 
-    def read(self, start: int, stop: int) -> bytes:
-        """Return the log's bytes [start, stop)."""
+    def _read(self, start: int, stop: int) -> bytes:
         with _reading(self.path):
             data = read_at(self._logs.descriptor(self._file), start, stop)
         if len(data) < stop - start:
             raise StorageError(f"{self.path} is damaged: it ends before byte {stop}")
         return data
+
+    def _indexed(self, seq: int) -> int:
+        """Return where the index says that the op `seq` stands."""
+        return int.from_bytes(os.pread(self._logs.descriptor(self._index), 8, 8 * seq - 8), "little")
+
+    def _op_at(self, place: int, end: int) -> Op | None:
+        """Return the op at byte `place`, before byte `end`, or None where there is none."""
+        if place >= end:
+            return None
+        op = read_op(os.pread(self._logs.descriptor(self._file), OP_HEAD_BYTES, place), place)
+        return op if op is not None and op.end <= end else None
 
     def record(self, seq: int) -> Record:
         """Return the op `seq`."""
@@ -194,7 +211,7 @@ class OpsLog:
     def record_of(self, op: Op) -> Record:
         """Return the op whose entry it is."""
         try:
-            record = decode_record(self.read(op.record_at, op.removed_at))
+            record = decode_record(self._part(op, op.record_at, op.removed_at))
         except WireError as error:
             raise StorageError(f"{self.path} is damaged: op {op.seq} cannot be read ({error})") from error
         if record.seq != op.seq:
@@ -221,12 +238,20 @@ class OpsLog:
     def removed(self, seq: int, start: int, stop: int) -> bytes:
         """Return that part of the bytes that the op replaced."""
         op = self.op(seq)
-        return self.read(op.removed_at + start, op.removed_at + min(stop, op.removed_bytes))
+        return self._part(op, op.removed_at + start, op.removed_at + min(stop, op.removed_bytes))
 
     def inserted(self, seq: int, start: int, stop: int) -> bytes:
         """Return that part of the bytes that the op put in."""
         op = self.op(seq)
-        return self.read(op.inserted_at + start, op.inserted_at + min(stop, op.inserted_bytes))
+        return self._part(op, op.inserted_at + start, op.inserted_at + min(stop, op.inserted_bytes))
+
+    def _part(self, op: Op, start: int, stop: int) -> bytes:
+        """Return the log's bytes [start, stop), which lie in the entry of `op`; all of that is checked."""
+        place = op.record_at - OP_HEAD_BYTES
+        data = self._read(place, op.end)
+        if read_entry(data, 0, place) is None:
+            raise StorageError(f"{self.path} is damaged: op {op.seq} is not what was written")
+        return data[start - place : stop - place]
 
     # Writing
 
@@ -283,26 +308,40 @@ class OpsLog:
 
     # Opening
 
-    def _from_index(self, start: int) -> LogEnd | None:
+    def _from_index(self) -> LogEnd | None:
         """Return what the log says, read from the last op of the index on; None where that leads to no mark."""
         try:
-            size = os.fstat(self._logs.descriptor(self._index)).st_size
+            seq = os.fstat(self._logs.descriptor(self._index)).st_size // 8
         except FileNotFoundError:
             return None
-        seq = size // 8
-        if seq == 0:
+        size = os.fstat(self._logs.descriptor(self._file)).st_size
+        op = self._op_at(self._indexed(seq), size) if seq else None
+        if op is None or op.seq != seq:
             return None
-        place = int.from_bytes(os.pread(self._logs.descriptor(self._index), 8, 8 * seq - 8), "little")
-        op = read_op(os.pread(self._logs.descriptor(self._file), OP_HEAD_BYTES, place), place)
-        if op is None or op.seq != seq or place < start:
-            return None
-        last = LogEnd(op.end, version=op.version, length=op.length, indexed=seq)
-        for entry in self._entries(op.end):
-            if not isinstance(entry, Mark) or entry.keep != seq:
-                return None
-            if entry.synced == seq:
-                return self._scan(last, op.end)
+        try:
+            for entry in self._entries(op.end):
+                if not isinstance(entry, Mark) or entry.keep != seq:
+                    return None
+                if entry.synced == seq:
+                    # The mark may belong to a change that is torn; what it says is true in any case.
+                    known = entry.synced, entry.synced_bytes, entry.undone
+                    last = LogEnd(op.end, op.promised, op.follows, *known, op.version, op.length, indexed=seq)
+                    return self._scan(last, op.end)
+        except StorageError:
+            pass  # a crash, or somebody, has left the index half written: read through, the log tells
         return None
+
+    def _do_without_index(self) -> None:
+        """Find the ops in the log itself, for somebody has damaged the index."""
+        last = self.last
+        try:
+            with _reading(self.path):
+                found = self._scan(LogEnd(self._start), self._start)
+        finally:
+            self.last = last
+        if found.version != last.version:
+            raise StorageError(f"{self.path} is damaged: it leads to {found.version}, not to {last.version}")
+        last.indexed, last.places = 0, found.places
 
     def _scan(self, last: LogEnd, start: int) -> LogEnd:
         """Take the whole changes from byte `start` on into `last`."""
@@ -359,14 +398,9 @@ class OpsLog:
             if not more:
                 break
             base, at, data = base + at, 0, data[at:] + more
-        self._check_torn(read_at(descriptor, base + at, size), base + at)
-
-    def _check_torn(self, data: bytes, start: int) -> None:
-        """Raise StorageError where a whole change, and then more, stands behind what is torn at byte `start`."""
-        for at in range(1, len(data)):
-            entry = read_entry(data, at, start)
-            if entry is not None and not entry.more and entry.end < start + len(data):
-                raise StorageError(f"{self.path} is damaged at byte {start}; the log goes on behind that")
+        if begins_change(read_at(descriptor, base + at, size)):
+            # A crash cuts off the last change alone.
+            raise StorageError(f"{self.path} is damaged at byte {base + at}: the log goes on behind that")
 
 
 @contextmanager

@@ -111,7 +111,8 @@ class Node:
             name = name or str(meta.get("name", "")) or default_name(directory)
             self.lockd = lockd or str(meta.get("lockd", "")) or DEFAULT_LOCKD
         except StorageError as error:
-            raise refused(f"{error}; choose another --data, or mend the disk") from None
+            advice = ", or another --data" if ";" in str(error) else "; choose another --data, or mend the disk"
+            raise refused(f"{error}{advice}") from None
         except FatalStorageError as error:
             raise CommandError(EXIT_CRASHED, f"{error}; mend that, then start again") from None
         except OSError as error:

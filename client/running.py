@@ -42,6 +42,8 @@ def run(
 ) -> None:
     """Do `ops` random ops, once `group` replicas are up; then leave, or serve until a signal where `stay`."""
     with _up(settings, "run") as (node, signals):
+        if not report and 1 < group > node.replicas_most:
+            _say(f"waiting until {group} replicas are up")
         while signals.caught is None and node.replicas_most < group:
             node.step()
         if report and signals.caught is None:
@@ -102,7 +104,11 @@ def _up(settings: Settings, role: Literal["serve", "run"]) -> Iterator[tuple[Nod
         node.join(JOIN_NS, lambda: signals.caught is not None)
         if signals.caught is None:
             _say(f"ready {node.host} on {settings.data}, {_promise(settings)}")
-        yield node, signals
+        try:
+            yield node, signals
+        except CommandError:
+            node.leave()  # whoever waits for our acks need not wait for the end of our lease
+            raise
         node.leave()
     finally:
         node.close()

@@ -8,6 +8,7 @@ from zmq.backend import Socket
 from common.limits import FRAME_BYTES_MAX, QUEUE_MESSAGES_MAX
 
 _send: Final[Any] = Socket.send
+_FRAMES_MAX: Final = 3
 _LAST: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -55,7 +56,9 @@ def send(socket: zmq.Socket[bytes], *frames: bytes) -> None:
 
 
 def receive(socket: zmq.Socket[bytes], *, routed: bool = True, wait: bool = False) -> list[bytes]:
-    """Return the frames of the next message, of a ROUTER's (`routed`) two at least.
+    """Return the frames of the next message, of a ROUTER's (`routed`) two at least, and three at most.
+
+    No message of ours has more; the others, a stranger's, are let go.
 
     Raises zmq.Again when there is none (`wait`: within RCVTIMEO).
     """
@@ -69,7 +72,8 @@ def receive(socket: zmq.Socket[bytes], *, routed: bool = True, wait: bool = Fals
     frames.append(frame.bytes)
     while frame.more:
         frame = socket.recv(_LAST, copy=False)
-        frames.append(frame.bytes)
+        if len(frames) < _FRAMES_MAX:
+            frames.append(frame.bytes)
     return frames
 
 

@@ -23,7 +23,8 @@ from lockd.state import State, StateError
 _WAIT_MS_MAX: Final = 512
 _LINES_MAX: Final = 64
 _LINES_MS_MAX: Final = 16
-"""So many lines of grants.log, and so long, wait at most for a moment without messages; a kill can take them."""
+_LINES_US_MAX: Final = 100_000
+"""So many lines of grants.log, and so long, wait at most for 16 ms without messages; a kill can take them."""
 _IPC: Final = "ipc://"
 
 
@@ -56,8 +57,9 @@ class Server:
                 self._socket.bind(bind)
             except zmq.ZMQError as error:
                 self._context.destroy(linger=0)
+                taken = "; is another lockd there?" if error.errno == zmq.EADDRINUSE else ";"
                 raise refused(
-                    f"cannot listen on {bind} ({error.strerror}); is another lockd there? choose another --bind"
+                    f"cannot listen on {bind} ({os.strerror(error.errno or 0)}){taken} choose another --bind"
                 ) from None
             endpoint = self._socket.get(zmq.LAST_ENDPOINT)
             assert isinstance(endpoint, bytes)
@@ -76,7 +78,10 @@ class Server:
         """Serve until SIGINT or SIGTERM; then end in good order."""
         self._log.note(f"epoch {self.epoch} begins on {', '.join(self.endpoints)}")
         while signals.caught is None:
-            left_ns = self._left_ns()
+            now_ns, deadline_ns = self._clock.now_ns(), self._core.deadline_ns()
+            left_ns = _WAIT_MS_MAX * 1_000_000 if deadline_ns is None else deadline_ns - now_ns
+            if self._lines and now_ns // 1000 - self._lines[0].time_us > _LINES_US_MAX:
+                self._write_lines()
             if left_ns <= 0:
                 self._drain()
                 self._do(self._core.handle_timer(self._clock.now_ns()))
@@ -104,10 +109,6 @@ class Server:
         self._state.close()
         self._log.close()
         os.close(self._grants)
-
-    def _left_ns(self) -> int:
-        deadline_ns = self._core.deadline_ns()
-        return _WAIT_MS_MAX * 1_000_000 if deadline_ns is None else deadline_ns - self._clock.now_ns()
 
     def _wait_at_most(self, wait_ms: int) -> None:
         """Let the next receive wait so long."""

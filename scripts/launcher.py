@@ -56,7 +56,7 @@ def read_plan(arguments: Sequence[str]) -> tuple[Plan, str | None]:
     options = parser.parse_args(_joined(arguments))
     plan = replace(DEFAULT, delay=options.delay, lines=options.lines, seed=options.seed)
     if options.file:
-        plan = replace(plan, files=tuple(options.file))
+        plan = replace(plan, files=tuple(dict.fromkeys(options.file)))
     if options.clients is not None:
         plan = replace(plan, clients=plans.parse_clients(options.clients))
     if options.ops is not None:

@@ -635,7 +635,7 @@ def test_a_grant_that_nobody_waits_for_goes_back(seat: Seat) -> None:
         seat.pass_time(S)
         for ping in seat.all(Ping):
             seat.lockd(Pong(EPOCH, ping.request, 0))
-    assert seat.one(Finished).reason == "lockd gave no answer in time"
+    assert seat.one(Finished).reason == "lockd gave no answer in time; is it running?"
     assert seat.one(Cancel).request == request
     seat.lockd(Grant(EPOCH, request, FILE, token(1), "exclusive", {}, EMPTY, (replica_id("a"),), (), 0))
     assert seat.one(Cancel).request == request

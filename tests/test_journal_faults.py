@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from client.history import Archive
+from client.history import Archive, HistoryError
 from client.journal import FatalStorageError, Journal, StorageError
+from client.journal_format import OP_HEAD_BYTES
 from tests.stories import (
     FILE,
     STEPS,
@@ -111,6 +112,88 @@ def test_a_log_cut_anywhere_is_what_it_was_at_some_change(steps: list[Step], syn
                 with closing(open_journal(cut)) as opened:
                     told.assert_told_by(opened)
                 shutil.rmtree(cut)
+
+
+def test_a_kill_while_the_index_is_written_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(descriptor: int, size: int) -> None:
+        raise Killed
+
+    journal = open_journal(tmp_path / "data")
+    with closing(journal), syncing_every(11):
+        story = tell(journal, [Step(0, (Edit("write", str(n)),)) for n in range(12)])
+        for step in (Step(3, ()), Step(2, ()), *[Step(0, (Edit("write", f"again {n}"),)) for n in range(2)]):
+            journal.write(story.change(*step.edits, back=step.back))
+        monkeypatch.setattr(os, "ftruncate", killed)
+        with pytest.raises(Killed):
+            journal._files[FILE].write_index(durable=False)
+        monkeypatch.undo()
+        shutil.copytree(tmp_path / "data", tmp_path / "killed")
+    with Archive.open(tmp_path / "killed") as archive:
+        assert archive.head(FILE) == story.versions[-1]
+    with closing(open_journal(tmp_path / "killed")) as journal:
+        story.assert_told_by(journal)
+
+
+@UNHURRIED
+@given(chance=st.randoms(use_true_random=False))
+def test_a_damaged_index_does_no_harm(chance: random.Random) -> None:
+    with tempfile.TemporaryDirectory() as name, syncing_every(4):
+        directory = Path(name)
+        with closing(open_journal(directory)) as journal:
+            story = tell(journal, [Step(0, (Edit("write", str(n)),)) for n in range(20)])
+        index = directory / "journal" / "1.index"
+        data = bytearray(index.read_bytes())
+        for at in range(start := chance.randrange(len(data)), min(len(data), start + chance.randint(1, 40))):
+            data[at] = chance.randrange(256)
+        index.write_bytes(data)
+        with Archive.open(directory) as archive:
+            assert [archive.content(FILE, seq) for seq in range(21)] == story.contents
+        with closing(open_journal(directory)) as journal:
+            story.assert_told_by(journal)
+            journal.write(story.write("more"))
+        with closing(open_journal(directory)) as journal:
+            story.assert_told_by(journal)
+
+
+@UNHURRIED
+@given(chance=st.randoms(use_true_random=False), closed=st.booleans())
+def test_a_changed_byte_of_a_log_is_told_or_does_no_harm(chance: random.Random, closed: bool) -> None:
+    """Only what stands in the last change of a log that was not closed may be taken for what a crash cut off."""
+    with tempfile.TemporaryDirectory() as name, syncing_every(4):
+        directory = Path(name, "data")
+        with closing(open_journal(directory)) as journal:
+            story = tell(
+                journal,
+                [Step(0, (Edit(chance.choice(("write", "update")), str(n)),)) for n in range(chance.randint(1, 20))],
+            )
+            last = journal._files[FILE].op(story.head).record_at - OP_HEAD_BYTES
+            shutil.copytree(directory, Path(name, "killed"))
+        if not closed:
+            directory = Path(name, "killed")
+        log = directory / "journal" / "1.ops"
+        data = bytearray(log.read_bytes())
+        at = chance.randrange(len(data) if closed else last)
+        data[at] ^= 1 << chance.randrange(8)
+        log.write_bytes(data)
+        (directory / "files" / FILE).unlink()
+        try:
+            with Archive.open(directory) as archive:
+                assert [archive.content(FILE, seq) for seq in range(story.head + 1)] == story.contents
+        except HistoryError:
+            pass
+        try:
+            journal, _ = Journal.open(directory, "memory")
+        except StorageError:
+            assert log.read_bytes() == data
+            return
+        with closing(journal):
+            try:
+                story.assert_told_by(journal)
+            except (StorageError, KeyError):
+                return
 
 
 def test_a_first_change_that_was_cut_off_never_was(tmp_path: Path) -> None:

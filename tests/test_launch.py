@@ -457,7 +457,7 @@ def test_reports_are_read() -> None:
     read = parse_report(json.dumps(end).encode())
     assert read == OpEnded("read", "f", 3, "ok", "", 1.25, 9, "x\x1b")
     assert isinstance(read, OpEnded)
-    assert describe(read) == r'read f@3 ok 1.2 ms  saw 9 bytes, last line "x\u001b"'
+    assert describe(read) == r'read f@3 ok 1.2 ms  saw 9 bytes, last line: "x\u001b"'
     assert parse_report(b'{"event": "begin", "verb": "read", "file": "f"}') == OpBegan("f")
     assert parse_report(b"ready client-0 on client-0, durability disk") == "ready"
     assert parse_report(b'{"event": "complete"}') == "complete"

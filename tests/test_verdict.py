@@ -422,7 +422,7 @@ def test_tokens_that_do_not_rise_are_caught() -> None:
     first, third = lines[0], lines[2]
     lines[0] = replace(first, line=structs.replace(first.line, token=third.line.token))
     lines[2] = replace(third, line=structs.replace(third.line, token=first.line.token))
-    assert wrong(evidence)["tokens"].startswith("lockd/grants.log:1: grants are missing before the token 1.2")
+    assert wrong(evidence)["tokens"].startswith("lockd/grants.log:1: grants are missing or out of order before 1.2")
     lines[0], lines[2] = first, replace(third, line=structs.replace(third.line, token=first.line.token))
     assert wrong(evidence)["tokens"] == ("lockd/grants.log:3: the token 1.1 is not larger than 1.1 before it")
 
@@ -1295,7 +1295,7 @@ DAMAGES: list[tuple[Callable[[Path], None], str, str]] = [
     (not_utf8, "logs", "client-0/events.log:3: the line cannot be read: "),
     (remove_log, "logs", "client-1/events.log: it cannot be read: no such file"),
     (break_grant, "logs", "lockd/grants.log:1: the line cannot be read: the event 'gift' is unknown"),
-    (swap_tokens, "tokens", "lockd/grants.log:1: grants are missing before the token 1.2"),
+    (swap_tokens, "tokens", "lockd/grants.log:1: grants are missing or out of order before 1.2"),
     (change_replica, "replay", "client-2/files/notes.txt: differs from version 5 replayed"),
     (add_file, "replay", "client-2/files/a\\nb: no op made this file"),
     (link_file, "replay", "client-2/files/link: it is not a plain file"),

@@ -68,7 +68,7 @@ def describe(op: OpEnded) -> str:
         return f"{what}  {op.reason}"
     shown = json.dumps(shorten(op.text), ensure_ascii=not op.text.isprintable())
     if op.verb == "read":
-        return f"{what}  saw {op.length} bytes, last line {shown}" if op.length else f"{what}  saw an empty file"
+        return f"{what}  saw {op.length} bytes, last line: {shown}" if op.length else f"{what}  saw an empty file"
     return f"{what}  {shown}"
 
 

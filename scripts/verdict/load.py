@@ -247,9 +247,14 @@ def _read_log(data: bytes, log: str, journals: dict[str, Journal]) -> None:
     if not newline:
         return  # a crash came before its first change
     words = line.split(b" ", 3)
-    if words[:3] != [b"lockstep", b"journal", b"%d" % JOURNAL_FORMAT] or len(words) != 4:
+    if words[:2] == [b"lockstep", b"journal"] and words[2:3] != [b"%d" % JOURNAL_FORMAT]:
+        raise ValueError(f"{log}: its format is {words[2:3]}, not {JOURNAL_FORMAT}")
+    if words[:2] != [b"lockstep", b"journal"] or len(words) != 4:
         raise ValueError(f"{log}: its first line is {line[:80]!r}")
-    file, at = _typed(json.loads(words[3]), str), len(line) + 1
+    told, _, sum_of_line = line.rpartition(b" ")
+    if sum_of_line != b"%08x" % zlib.crc32(told):
+        raise ValueError(f"{log}: its first line is damaged")
+    file, at = _typed(json.loads(told.split(b" ", 3)[3]), str), len(line) + 1
     change: list[tuple[int, int, int]] = []
     found = False
     records: list[Record] = []
@@ -263,7 +268,7 @@ def _read_log(data: bytes, log: str, journals: dict[str, Journal]) -> None:
             raise ValueError(f"{log}: {file} is damaged at byte {at}")
         change.append((at + _PREFIX.size, at + size, body[0]))
         at += size
-        if body[1]:
+        if body[1] & 1:  # more of the change follows
             continue
         for start, end, kind in change:
             if kind == _MARK:

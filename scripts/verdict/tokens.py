@@ -68,7 +68,7 @@ def _holds(facts: Facts) -> dict[int, GrantLine] | None:
                 raise Wrong(where, f"the token {token} is not larger than {format_token(highest)} before it")
             begins = token_epoch(line.token) != token_epoch(highest)
             if line.token != (make_token(token_epoch(line.token), 1) if begins else highest + 1):
-                raise Wrong(where, f"grants are missing before the token {token}: they count 1, 2, 3, ...")
+                raise Wrong(where, f"grants are missing or out of order before {token}: they count 1, 2, 3, ...")
             if line.mode not in ("exclusive", "shared"):
                 raise Wrong(where, f"the mode {line.mode} is unknown")
             for other in holds.values():
