@@ -233,7 +233,7 @@ def _one_shot(verb: str, file: str, text: str, of: int, wait: str, settings: "Se
             with connection:
                 report = ask(connection, order)
             break
-        lock = take(settings.data, "one-shot")
+        lock = take(settings.data, "one-shot", named=settings.name is not None)
         if lock is not None:
             from client.running import one_shot
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
-from common.errors import refused
+from common.errors import refused, wrong_use
+from common.names import client_name_problem
 
 Role = Literal["serve", "run", "one-shot"]
 
@@ -31,13 +32,17 @@ class DirectoryLock:
         os.close(self._file)
 
 
-def take(directory: Path, role: Role, given_up: Callable[[], bool] = lambda: False) -> DirectoryLock | None:
+def take(
+    directory: Path, role: Role, given_up: Callable[[], bool] = lambda: False, *, named: bool = True
+) -> DirectoryLock | None:
     """Take the directory for `role`, or return None where a `serve` or `run` has it.
 
     Waits for a one-shot that has it, or returns None once `given_up()`. Raises CommandError where the directory
-    cannot be used, or stays held.
+    cannot be used, or stays held, or is new and would give a client that is not `named` a wrong name.
     """
     deadline = time.monotonic() + PATIENCE_S
+    if not named and not (directory / "journal").exists():
+        default_name(directory)  # before anything is made where no client can be
     try:
         if (directory / "grants.log").exists():
             raise refused(f"{directory} is a lockd's data directory; choose another --data")
@@ -109,3 +114,11 @@ class _ShortPath:
     def __exit__(self, *_: object) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
+
+
+def default_name(directory: Path) -> str:
+    """Return the last part of the directory's path. Raises CommandError where that is no client's name."""
+    name = directory.resolve().name
+    if problem := client_name_problem(name):
+        raise wrong_use(f"{name!r}, the last part of {directory}, cannot be this client's name: {problem}; set --name")
+    return name

@@ -10,7 +10,7 @@ import zmq
 from msgspec import Struct
 
 from client.core import Client
-from client.directory import listen
+from client.directory import default_name, listen
 from client.effects import (
     Answer,
     Connect,
@@ -44,11 +44,10 @@ from client.shared import Identity
 from client.storage_errors import FatalStorageError, StorageError
 from common.clock import merge
 from common.diagnostics import Diagnostics, Strangers
-from common.errors import EXIT_CRASHED, CommandError, refused, wrong_use
+from common.errors import EXIT_CRASHED, CommandError, refused
 from common.eventlog import format_event
 from common.messages import FromLockd, FromReplica, ToReplica
 from common.moments import SteadyClock
-from common.names import client_name_problem
 from common.sockets import caller, connect, fan, listener, receive, send
 from common.wire import WireError, decode, encode
 
@@ -413,14 +412,6 @@ class Node:
                 self._fan.disconnect(endpoint)
             except zmq.ZMQError as error:
                 self._diagnostics.note(f"cannot disconnect from {endpoint} ({error})")
-
-
-def default_name(directory: Path) -> str:
-    """Return the last part of the directory's path. Raises CommandError where that is no client's name."""
-    name = directory.resolve().name
-    if problem := client_name_problem(name):
-        raise wrong_use(f"{name!r}, the last part of {directory}, cannot be this client's name: {problem}; set --name")
-    return name
 
 
 def _own_address(lockd: str) -> str:

@@ -216,7 +216,7 @@ def _last_line(result: Result) -> str:
 
 
 def _take(settings: Settings, role: Literal["serve", "run"], signals: Signals) -> DirectoryLock:
-    lock = take(settings.data, role, lambda: signals.caught is not None)
+    lock = take(settings.data, role, lambda: signals.caught is not None, named=settings.name is not None)
     if lock is None:
         if signals.caught is not None:
             raise SystemExit(EXIT_OK if role == "serve" else 128 + signals.caught)

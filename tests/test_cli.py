@@ -163,6 +163,7 @@ def test_a_directory_whose_name_can_be_no_clients_needs_a_name(group: Group) -> 
     assert line.startswith("'my replica', the last part of my replica, cannot be this client's name")
     assert line.endswith("; set --name")
     assert code == EXIT_WRONG_USE
+    assert not group.path("my replica").exists()
 
 
 @pytest.mark.parametrize(

@@ -630,3 +630,14 @@ def test_a_damaged_journal_ends_the_client_in_one_line(group: Group) -> None:
     done = client.end()
     assert done.code == EXIT_CRASHED
     assert re.fullmatch(r"client: .*1\.ops is damaged: op 2 .*; mend that, then start again\n", done.err)
+
+
+def test_a_run_that_gives_up_leaves_in_good_order(group: Group) -> None:
+    """Otherwise those who wait for its acks would wait until its lease ran out."""
+    group.lockd("--ttl", "30s")
+    group.serving("a")
+    group.op("a", "write", "one")
+    done = group.client("run", "--ops", "1", "--delay", "0..0", "--file", "notes.txt/inside", "--data", "b")
+    assert done.code == EXIT_REFUSED
+    assert "failed 20 times" in done.err
+    noted(group, "lockd", "of b is over: it said goodbye")
