@@ -146,7 +146,7 @@ class OpsLog:
     def open(cls, path: Path, logs: OpenLogs) -> "OpsLog | None":
         """Open a log; None where its first change never came to be."""
         log = cls(path, logs, "", LogEnd(0))
-        with _reading(path):
+        with _trying("read", path):
             log.name, start = read_header(read_at(logs.descriptor(log._file), 0, HEADER_BYTES_MAX), path)
             log._start = start
             if start:
@@ -158,7 +158,7 @@ class OpsLog:
 
     def trim(self, *, durable: bool) -> None:
         """Take away what a crash has cut off behind the last whole change. Raises StorageError."""
-        with _writing(self.path):
+        with _trying("write", self.path):
             descriptor = self._logs.descriptor(self._file)
             if os.fstat(descriptor).st_size > self.last.end:
                 os.ftruncate(descriptor, self.last.end)
@@ -175,7 +175,7 @@ class OpsLog:
     def op(self, seq: int) -> Op:
         """Return the entry of the op `seq`, from 1 to the head."""
         last = self.last
-        with _reading(self.path):
+        with _trying("read", self.path):
             op = self._op_at(
                 last.places[seq - last.indexed - 1] if seq > last.indexed else self._indexed(seq), last.end
             )
@@ -187,7 +187,7 @@ class OpsLog:
         raise StorageError(f"{self.path} is damaged: op {seq} is not where it should be")
 
     def _read(self, start: int, stop: int) -> bytes:
-        with _reading(self.path):
+        with _trying("read", self.path):
             data = read_at(self._logs.descriptor(self._file), start, stop)
         if len(data) < stop - start:
             raise StorageError(f"{self.path} is damaged: it ends before byte {stop}")
@@ -285,7 +285,7 @@ class OpsLog:
         last = self.last
         if not last.places:
             return
-        with _writing(self._index):
+        with _trying("write", self._index):
             if last.indexed == 0:
                 self._logs.forget(self._index)
                 os.close(os.open(self._index, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
@@ -335,7 +335,7 @@ class OpsLog:
         """Find the ops in the log itself, for somebody has damaged the index."""
         last = self.last
         try:
-            with _reading(self.path):
+            with _trying("read", self.path):
                 found = self._scan(LogEnd(self._start), self._start)
         finally:
             self.last = last
@@ -404,19 +404,11 @@ class OpsLog:
 
 
 @contextmanager
-def _reading(path: object) -> Iterator[None]:
+def _trying(to: str, path: object) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise os_error(f"cannot read {path}", error) from error
-
-
-@contextmanager
-def _writing(path: object) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise os_error(f"cannot write {path}", error) from error
+        raise os_error(f"cannot {to} {path}", error) from error
 
 
 def remove_log(path: Path) -> None:
