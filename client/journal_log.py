@@ -9,7 +9,6 @@ But where something whole stands behind what is torn, no crash did it, and the l
 
 import os
 import struct
-from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ from client.journal_format import (
     read_header,
     read_op,
 )
-from client.plainfiles import read_at, sync_directory, write_at
+from client.plainfiles import OpenFiles, read_at, sync_directory, write_at
 from client.storage_errors import FatalStorageError, StorageError, os_error
 from common.clock import Clock
 from common.records import EMPTY, Record, Version
@@ -78,35 +77,18 @@ class LogEnd:
         self.indexed = min(self.indexed, seq)
 
 
-class OpenLogs:
-    """Open descriptors by path; the least recently used is closed first."""
+class OpenLogs(OpenFiles):
+    """The open logs and indexes, by path."""
 
     def __init__(self, *, writable: bool) -> None:
         """Begin with none open."""
+        super().__init__(OPEN_LOGS_MAX)
         self._flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
-        self._open: OrderedDict[str, int] = OrderedDict()
 
     def descriptor(self, path: str) -> int:
         """Return the open file; it may be closed by the next call. Raises OSError."""
-        found = self._open.get(path)
-        if found is None:
-            found = self._open[path] = os.open(path, self._flags)
-            if len(self._open) > OPEN_LOGS_MAX:
-                os.close(self._open.popitem(last=False)[1])
-        else:
-            self._open.move_to_end(path)
-        return found
-
-    def forget(self, path: str) -> None:
-        """Close it, if it is open."""
-        descriptor = self._open.pop(path, None)
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def close(self) -> None:
-        """Close all."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+        found = self.get(path)
+        return self.keep(path, os.open(path, self._flags)) if found is None else found
 
 
 class OpsLog:

@@ -60,6 +60,41 @@ def make_directories(path: Path, *, durable: bool) -> None:
             sync_directory(part.parent)
 
 
+class OpenFiles:
+    """Open descriptors by name; of more than `most` the least recently used is closed."""
+
+    def __init__(self, most: int) -> None:
+        """Begin with none open."""
+        self._most = most
+        self._open: OrderedDict[str, int] = OrderedDict()
+
+    def get(self, name: str) -> int | None:
+        """Return the descriptor kept under this name; it may be closed by the next `keep`."""
+        found = self._open.get(name)
+        if found is not None:
+            self._open.move_to_end(name)
+        return found
+
+    def keep(self, name: str, descriptor: int) -> int:
+        """Keep a descriptor in place of an earlier one, and return it."""
+        self.forget(name)
+        self._open[name] = descriptor
+        if len(self._open) > self._most:
+            os.close(self._open.popitem(last=False)[1])
+        return descriptor
+
+    def forget(self, name: str) -> None:
+        """Close what is kept under this name, if anything is."""
+        descriptor = self._open.pop(name, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+    def close(self) -> None:
+        """Close all."""
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+
 class PlainFiles:
     """The files below `root`. A StorageError leaves the file unchanged, unless the method says otherwise."""
 
@@ -68,15 +103,12 @@ class PlainFiles:
         self._root = root
         self._durable = durable
         self._flags = os.O_RDWR if writable else os.O_RDONLY
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self._open = OpenFiles(OPEN_FILES_MAX)
 
     def descriptor(self, name: str) -> int:
         """Return the open file. It belongs to this object and may be closed by its next call."""
         found = self._open.get(name)
-        if found is not None:
-            self._open.move_to_end(name)
-            return found
-        return self._keep(name, self._open_file(name, create=False)[0])
+        return self._open.keep(name, self._open_file(name, create=False)[0]) if found is None else found
 
     def create(self, name: str) -> bool:
         """Make sure that the file is there, and empty; tell whether it was made now."""
@@ -84,16 +116,16 @@ class PlainFiles:
         if os.fstat(descriptor).st_size:
             os.close(descriptor)
             raise StorageError(f"files/{name} is there already, with a content that no op made; move it away")
-        self._keep(name, descriptor)
+        self._open.keep(name, descriptor)
         return made
 
     def recreate(self, name: str) -> None:
         """Make sure that the file is there, with whatever content."""
-        self._keep(name, self._open_file(name, create=True)[0])
+        self._open.keep(name, self._open_file(name, create=True)[0])
 
     def remove(self, name: str) -> None:
         """Take a file away that `create` has just made, if possible; directories made for it stay."""
-        self._forget(name)
+        self._open.forget(name)
         try:
             directory = self._directory(name, create=False)
             try:
@@ -120,7 +152,7 @@ class PlainFiles:
             raise os_error(f"cannot open files/{name}", error) from error
         kept = self._open.get(name)
         if kept is not None and not os.path.samestat(found, os.fstat(kept)):
-            self._forget(name)
+            self._open.forget(name)
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
@@ -153,20 +185,7 @@ class PlainFiles:
 
     def close(self) -> None:
         """Close every descriptor."""
-        while self._open:
-            os.close(self._open.popitem()[1])
-
-    def _keep(self, name: str, descriptor: int) -> int:
-        self._forget(name)
-        self._open[name] = descriptor
-        if len(self._open) > OPEN_FILES_MAX:
-            os.close(self._open.popitem(last=False)[1])
-        return descriptor
-
-    def _forget(self, name: str) -> None:
-        descriptor = self._open.pop(name, None)
-        if descriptor is not None:
-            os.close(descriptor)
+        self._open.close()
 
     def _open_file(self, name: str, *, create: bool) -> tuple[int, bool]:
         """Return (descriptor, made now)."""

@@ -26,7 +26,7 @@ def _op(effort: Effort, durability: Durability) -> list[Row]:
     with stage() as place, Limits(place) as limits:
         group = Group(place)
         group.serve(PEERS, durability)
-        # One after the other, as in an op: a round trip alone stays on one core, where each costs a third as much.
+        # One after the other, as in an op: a round trip alone may stay on one core, where it costs a third as much.
         acts = {"raw op": limits.op}
         with Worker(group, durability, PEERS + 1) as worker:
             if durability == "disk":
