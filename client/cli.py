@@ -209,6 +209,31 @@ def diff(first: AtSeq, second: AtSeq, data: Data = None, name: Name = None, lock
     _write_out(lines(_directory(data), _file_at_seq(first), _file_at_seq(second)))
 
 
+@app.command("give-up")
+def give_up(
+    file: File,
+    of: Annotated[
+        list[str], typer.Option("--of", metavar="NAME", help="Who has the newest version and is lost; repeats.")
+    ],
+    name: Name = None,
+    lockd: LockdAt = None,
+) -> None:
+    """Accept that what only absent clients have of FILE is lost: go on from the replica here that has the most."""
+    from common.names import endpoint_problem, is_host
+
+    _check_file(file)
+    for host in of:
+        if not is_host(host):
+            raise wrong_use(f"--of {host!r}: it is no client's name")
+    endpoint = lockd or "tcp://127.0.0.1:7461"
+    if problem := endpoint_problem(endpoint, listening=False):
+        raise wrong_use(f"--lockd {endpoint}: {problem}")
+    from client.operator import give_up as ask
+
+    replicas = ask(endpoint, name, file, of)
+    _write_out([f"ok {file} goes on from {replicas} replica{'s' if replicas > 1 else ''}\n".encode()])
+
+
 def main() -> None:
     """Run the command."""
     run_command("client", app)

@@ -3,7 +3,8 @@
 Theory of operation. `handle` takes one event and returns effects in the order in which they are to be done;
 nothing else changes the state. The session begins with a Hello and is a lease, counted from the send time of
 the last ping that was answered, so the client gives up before lockd does. Whatever ends it (the lease, Ended,
-Stale) voids every lock at once and begins the next session. Pushes and fetches of other replicas are served
+Stale) voids every lock at once and begins the next session. A connection that broke does not: over the next one
+all that may be lost is said again, and lockd gives its first answers. Pushes and fetches of other replicas are served
 with or without a session: tokens guard them, not leases.
 
 Network time is lockd's clock, estimated from round trips: Cristian, "Probabilistic clock synchronization"
@@ -12,7 +13,7 @@ Network time is lockd's clock, estimated from round trips: Cristian, "Probabilis
 It must never reuse a token, a request number or a count of its own clock.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final, Literal, assert_never
 
 from client.effects import (
@@ -27,19 +28,23 @@ from client.effects import (
     Joined,
     JoinRefused,
     Leave,
+    LockdConnected,
+    LockdDisconnected,
     Note,
     PeerAnswer,
     Persisted,
     PersistFailed,
     Remember,
-    SendLockd,
     Submit,
     Timer,
 )
 from client.holder import Holder
+from client.loose import loose
 from client.replica import Follower
 from client.shared import Identity, Shared
 from common.clock import Clock
+from common.eventlog import Event as LogLine
+from common.eventlog import format_pairs
 from common.messages import (
     Ack,
     Admitted,
@@ -61,6 +66,7 @@ from common.messages import (
     Refused,
     Released,
     ReplicaHello,
+    Resume,
     Settle,
     Stale,
     View,
@@ -91,8 +97,13 @@ class Client:
         files: Mapping[str, FileState],
         clock: Clock,
         last_time_us: int,
+        newest: Iterable[LogLine] = (),
     ) -> None:
-        """Start from what the data directory holds: files' states, and the last line of the event log."""
+        """Start from what the data directory holds: files' states, and the last lines of the event log, newest first.
+
+        A crash may have come between a line and its change of the journal: then a line behind it says so.
+        """
+        self._loose = list(loose(newest, history))
         self._shared = Shared(identity, history, dict(files), clock, last_time_us)
         self._holder = Holder(self._shared)
         self._follower = Follower(self._shared)
@@ -147,6 +158,8 @@ class Client:
         shared = self._shared
         shared.now_ns = now_ns
         shared.out = []
+        if self._loose:
+            self._log_what_is_true()
         match event:
             case FromDaemon(message):
                 self._from_lockd(message)
@@ -162,11 +175,27 @@ class Client:
                 self._holder.submit(event)
             case Timer():
                 self._timer()
+            case LockdConnected():
+                self._connected()
+            case LockdDisconnected():
+                shared.connected = False
             case Leave():
                 self._leave()
             case _:
                 assert_never(event)
         return shared.out
+
+    def _log_what_is_true(self) -> None:
+        """Log that what the log tells last never came to be, and that what it takes back is still there."""
+        shared = self._shared
+        for line in self._loose:
+            told = [(key, line.values[key]) for key in ("file", "id", "token", "seq", "hash")]
+            facts = format_pairs([*told, ("from", shared.identity.host)])
+            shared.log(shared.stamp_us(), shared.tick(), "apply" if line.verb == "undo" else "undo", facts)
+        shared.emit(
+            Note(f"a crash came between the event log and the journal; {len(self._loose)} lines say what is true")
+        )
+        self._loose.clear()
 
     # The session
 
@@ -179,36 +208,54 @@ class Client:
         elif self._session == "joined" and shared.now_ns >= self._next_ns:
             self._first_pings = max(0, self._first_pings - 1)
             self._next_ns = shared.now_ns + (_FIRST_PING_NS if self._first_pings else self._ttl_ns // 3)
-            request = shared.request()
-            self._sent = {old: at for old, at in self._sent.items() if at + self._ttl_ns > shared.now_ns} | {
-                request: shared.now_ns
-            }
-            shared.tell_lockd(Ping(shared.identity.epoch, shared.session, request))
+            shared.tell_lockd(Ping(shared.identity.epoch, shared.session, self._ping_request()))
             self._follower.report_all()
         self._holder.tick()
+
+    def _connected(self) -> None:
+        """Go on over a new connection at once: with the session if there is one, else towards one."""
+        shared = self._shared
+        shared.connected = True
+        if self._session == "joining":
+            self._say_hello()
+        elif self._session == "joined":
+            shared.say_again()
+            self._holder.say_again()
+            request = self._ping_request()
+            shared.tell_lockd(Resume(shared.identity.epoch, shared.session, request))
+
+    def _ping_request(self) -> int:
+        """Return a request number from whose sending, now, the lease counts once it is answered."""
+        shared = self._shared
+        request = shared.request()
+        self._sent = {old: at for old, at in self._sent.items() if at + self._ttl_ns > shared.now_ns}
+        self._sent[request] = shared.now_ns
+        return request
 
     def _say_hello(self) -> None:
         """Ask for a session; a hello not answered soon is said again, one that is old is given up for a new one."""
         shared, identity = self._shared, self._shared.identity
+        self._next_ns = shared.now_ns + _HELLO_EVERY_NS
+        if not shared.connected:
+            return
         sent_ns = self._sent.get(self._hello)
         if sent_ns is None or shared.now_ns - sent_ns >= _HELLO_OLD_NS:
             self._hello = shared.request()
             self._sent = {self._hello: shared.now_ns}
-        self._next_ns = shared.now_ns + _HELLO_EVERY_NS
         heads = {file: state.head for file, state in shared.files.items()}
         highest = max((state.promised for state in shared.files.values()), default=0)
         durability: Literal["disk", "memory"] = "memory" if identity.durability == "memory" else "disk"
-        shared.emit(
-            SendLockd(
-                Hello(
-                    self._hello,
-                    identity.name,
-                    identity.incarnation,
-                    ReplicaHello(identity.replica, identity.start_count, identity.endpoint, heads, durability),
-                    identity.group,
-                    identity.epoch,
-                    highest,
-                )
+        shared.tell_lockd(
+            Hello(
+                self._hello,
+                identity.name,
+                identity.incarnation,
+                ReplicaHello(
+                    identity.replica, identity.start_count, identity.endpoint, heads, durability, identity.host
+                ),
+                identity.group,
+                identity.epoch,
+                highest,
             )
         )
 
@@ -240,7 +287,7 @@ class Client:
         if self._session != "joined":
             return
         self._session = "joining"
-        shared.session = 0
+        shared.forget_session()
         self._next_ns = shared.now_ns
         shared.emit(Note(f"session lost: {reason}; every lock it held is void"))
         self._holder.session_lost(f"the session was lost: {reason}")
@@ -298,14 +345,19 @@ class Client:
             return
         match message:
             case Grant():
+                shared.answered(message.request)
                 self._holder.granted(message)
             case Released():
+                shared.answered(message.request)
                 self._holder.released(message)
             case Pong():
+                shared.answered(message.request)
                 self._pong(message)
             case Refused():
+                shared.answered(message.request)
                 self._holder.refused(message)
             case InSync():
+                shared.answered(message.request)
                 self._holder.in_sync(message)
             case View():
                 self._view(message.members)

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal
 
+from client.plainfiles import make_directories
+from client.storage_errors import StorageError
 from common.errors import refused, wrong_use
 from common.names import client_name_problem
 
@@ -46,10 +48,13 @@ def take(
     try:
         if (directory / "grants.log").exists():
             raise refused(f"{directory} is a lockd's data directory; choose another --data")
-        directory.mkdir(parents=True, exist_ok=True)
+        if directory.exists() and not directory.is_dir():
+            raise refused(f"{directory} cannot be used (it is not a directory); choose another --data")
+        make_directories(directory, durable=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except FileExistsError:
-        raise refused(f"{directory} cannot be used (it is not a directory); choose another --data") from None
+    except StorageError as error:
+        reason = error.reason.removeprefix(f"cannot make {directory}: ")
+        raise refused(f"{directory} cannot be used ({reason}); choose another --data") from None
     except OSError as error:
         raise refused(f"{directory} cannot be used ({error.strerror}); choose another --data") from None
     seen = 0

@@ -207,6 +207,14 @@ class PersistFailed(Value, frozen=True):
     reason: str
 
 
+class LockdConnected(Value, frozen=True):
+    """The connection with lockd is up, for the first time or again; what was sent before may be lost."""
+
+
+class LockdDisconnected(Value, frozen=True):
+    """The connection with lockd is down."""
+
+
 class Leave(Value, frozen=True):
     """End the session in good order: ops in flight end first, as `failed` or `unknown`."""
 
@@ -215,4 +223,15 @@ class Timer(Value, frozen=True):
     """The deadline that the core named has come."""
 
 
-Event = Submit | FromDaemon | FromPeer | PeerAnswer | Persisted | PersistFailed | Leave | Timer
+Event = (
+    Submit
+    | FromDaemon
+    | FromPeer
+    | PeerAnswer
+    | Persisted
+    | PersistFailed
+    | LockdConnected
+    | LockdDisconnected
+    | Leave
+    | Timer
+)

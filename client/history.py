@@ -11,6 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self, TypeVar
 
+from client.disk import SYSTEM
 from client.journal import log_numbers, read_meta
 from client.journal_log import LogEnd, OpenLogs, OpsLog
 from client.plainfiles import PlainFiles
@@ -78,7 +79,7 @@ class Archive:
         self._directory = directory
         self._path = directory / "journal"
         self._plain = PlainFiles(directory / "files", writable=False)
-        self._logs = OpenLogs(writable=False)
+        self._logs = OpenLogs(SYSTEM, writable=False)
         self._paths: dict[str, Path] = {}
 
     @classmethod

@@ -45,6 +45,7 @@ class Op(Struct, eq=False):
     acked: set[str] = set()
     push: Push | None = None
     version: Version | None = None
+    unanswered: Drop | Release | None = None
     silent_ns: int | None = None
     pushed_again: bool = False
     asked_to_drop: frozenset[str] = frozenset()
@@ -96,6 +97,14 @@ class Holder:
             if op.stage == "queued":
                 self._acquire(op)
 
+    def say_again(self) -> None:
+        """Send again, over a new connection, every request that lockd has not answered; it gives its first answer."""
+        for op in self._ops:
+            if op.stage == "waiting":
+                self._ask(op)
+            elif op.unanswered is not None:
+                self._shared.tell_lockd(op.unanswered)
+
     def session_lost(self, reason: str) -> None:
         """End every op whose lock is void; those that only waited for one wait for the next session."""
         for op in list(self._ops):
@@ -116,7 +125,7 @@ class Holder:
         shared = self._shared
         op = self._by_request.get(grant.request)
         if op is None:
-            shared.tell_lockd(Cancel(shared.identity.epoch, shared.session, grant.request))
+            shared.tell_lockd_one_way(Cancel(shared.identity.epoch, shared.session, grant.request))
             return
         if op.stage != "waiting":
             return
@@ -157,15 +166,14 @@ class Holder:
 
     def fenced(self, replica: str, fenced: Fenced) -> None:
         """Give up an op whose push an in-sync replica refused: another holder has a newer token."""
+        token, promised = format_token(fenced.token), format_token(fenced.promised)
+        who = self._shared.host_of(replica)
+        self._shared.emit(Note(f"{who} refused our push to {fenced.file}: {token} is fenced by {promised}"))
         for op in self._ops:
             if replica not in op.in_sync:
                 continue
             if op.file == fenced.file and op.token == fenced.token and op.stage in ("settling", "pushed"):
-                self._fail(
-                    op,
-                    f"fenced: token {format_token(fenced.token)} is older than "
-                    f"{format_token(fenced.promised)}, which a replica has promised",
-                )
+                self._fail(op, f"fenced: token {token} is older than {promised}, which {who} has promised")
                 return
 
     def released(self, message: Released) -> None:
@@ -186,7 +194,7 @@ class Holder:
         if not message.current:
             self._fail(op, "its lock was lost")
             return
-        op.in_sync = frozenset(message.in_sync)
+        op.in_sync, op.unanswered = frozenset(message.in_sync), None
         op.asked_to_drop = frozenset()
         self._go_on(op)
 
@@ -204,7 +212,7 @@ class Holder:
                 self._fail(op, "no session with lockd in time", release=False)
             elif op.stage == "waiting" and now_ns >= op.deadline_ns + _ANSWER_MARGIN_NS:
                 shared = self._shared
-                shared.tell_lockd(Cancel(shared.identity.epoch, shared.session, op.request))
+                shared.tell_lockd_one_way(Cancel(shared.identity.epoch, shared.session, op.request))
                 self._fail(op, "lockd gave no answer in time; is it running?", release=False)
             elif op.stage == "settling" and now_ns >= op.deadline_ns:
                 self._fail(op, f"no ack in time of {self._names(self._missing(op))}")
@@ -222,10 +230,11 @@ class Holder:
     def _acquire(self, op: Op) -> None:
         shared = self._shared
         op.stage, op.request = "waiting", shared.request()
-        if op.submit is not None and not op.id:
-            shared.identity.ops += 1
-            op.id = f"{shared.identity.host}:{shared.identity.ops}"
         self._by_request[op.request] = op
+        self._ask(op)
+
+    def _ask(self, op: Op) -> None:
+        shared = self._shared
         mode: Literal["shared", "exclusive"] = "exclusive"
         if op.submit is not None and op.submit.verb == "read":
             mode = "shared"
@@ -249,6 +258,10 @@ class Holder:
 
     def _do(self, op: Op) -> None:
         assert op.submit is not None
+        promised = self._shared.state(op.file).promised
+        if promised > op.token:
+            self._fail(op, f"this replica has promised the newer token {format_token(promised)}")
+            return
         match op.submit.verb:
             case "read":
                 if op.file in self._shared.files:
@@ -277,6 +290,7 @@ class Holder:
         shared = self._shared
         assert op.submit is not None
         op.version = version = shared.state(op.file).head.version
+        op.id = self._new_id()
         shared.clock = merge(shared.clock, op.clock)
         facts = _facts(op, version) + format_pairs([("snapshot", f"{op.file}@{version.seq}")])
         shared.log(shared.stamp_us(), shared.tick(), "read", facts)
@@ -303,6 +317,7 @@ class Holder:
                 return
         else:
             offset, inserted = splice(submit.verb, submit.text, state.length)
+        op.id = self._new_id()
         shared.clock = merge(shared.clock, op.clock)
         time_us, clock = shared.stamp_us(), shared.tick()
         record = Record(head.seq + 1, op.token, op.id, submit.verb, offset, inserted, clock, time_us, submit.of)
@@ -327,6 +342,12 @@ class Holder:
             self._fail(op, reason)
 
         shared.persist(op.file, head.seq, (record,), (version,), (op.token, op.token), then, failed)
+
+    def _new_id(self) -> str:
+        """Return an op's id, in the moment in which it is logged: so the log tells which ids were given out."""
+        identity = self._shared.identity
+        identity.ops += 1
+        return f"{identity.host}:{identity.ops}"
 
     def _push(self, op: Op) -> None:
         """Send the push to everybody but ourselves, and wait for the in-sync set's acks."""
@@ -357,16 +378,8 @@ class Holder:
         shared.emit(Note(f"no ack for {op.id or op.file} of {self._names(set(replicas))}; asking lockd"))
         request = shared.request()
         self._by_request[request] = op
-        shared.tell_lockd(
-            Drop(
-                shared.identity.epoch,
-                shared.session,
-                request,
-                op.file,
-                op.token,
-                tuple(sorted(replicas)),
-            )
-        )
+        op.unanswered = Drop(shared.identity.epoch, shared.session, request, op.file, op.token, tuple(sorted(replicas)))
+        shared.tell_lockd(op.unanswered)
 
     def _go_on(self, op: Op) -> None:
         if not op.in_sync <= op.acked:
@@ -391,20 +404,23 @@ class Holder:
         if confirm:
             request = shared.request()
             self._by_request[request] = op
-        shared.tell_lockd(
-            Release(
-                shared.identity.epoch,
-                shared.session,
-                request,
-                op.file,
-                op.token,
-                op.version,
-                shared.clock if happened else {},
-                changed,
-                tuple(sorted(op.acked)),
-                confirm,
-            )
+        release = Release(
+            shared.identity.epoch,
+            shared.session,
+            request,
+            op.file,
+            op.token,
+            op.version,
+            shared.clock if happened else {},
+            changed,
+            tuple(sorted(op.acked)),
+            confirm,
         )
+        if confirm:
+            op.unanswered = release
+            shared.tell_lockd(release)
+        else:
+            shared.tell_lockd_one_way(release)
 
     def _names(self, replicas: set[str]) -> str:
         return ", ".join(sorted(self._shared.host_of(replica) for replica in replicas))
@@ -423,7 +439,8 @@ class Holder:
     def _finish(self, op: Op, outcome: Outcome, reason: str) -> None:
         self._forget(op)
         if outcome != "ok":
-            what = op.id or f"settling {op.file}"
+            verb = op.submit.verb if op.submit else "settling"
+            what = op.id or f"{verb} of {op.file}"
             self._shared.emit(Note(f"{what} ended {outcome}: {shorten(reason)}"))
         if op.submit is not None:
             version = op.version or self._shared.state(op.file).head.version

@@ -6,6 +6,9 @@ mark in the log notes up to which version it is on disk. After a crash `open` re
 offset of the ops above that version; what lies before it nobody has touched since. What is small and seldom
 changes (`meta`: who the replica is) is a JSON file that is replaced as a whole.
 
+The event log belongs to the storage, since its lines are to be as durable as the ops that they tell of: a durable
+change carries the lines that came since the one before it, and `open` puts back what a power cut took of them.
+
 Invariants, between any two calls:
 - a file's ops are 1..head without a gap, and the plain file holds exactly the head's content;
 - memory agrees with the journal: it changes only when both journal and file have changed;
@@ -17,15 +20,18 @@ One process at a time may have a directory open; who starts it sees to that.
 import json
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import MappingProxyType
 from typing import Final
 
+from client.disk import SYSTEM, Disk
 from client.effects import FileState, Persist
+from client.event_file import Carried, EventFile
 from client.journal_change import append_entry, plan
 from client.journal_format import FORMAT, Durability, MetaValue, mark_entry
 from client.journal_log import OpenLogs, OpsLog, remove_log
-from client.plainfiles import PlainFiles, make_directories, sync_directory, write_at
+from client.plainfiles import PlainFiles, make_directories, read_at, sync_directory, write_at
 from client.seek import common_length, end_of_version, least_offset
 from client.storage_errors import FatalStorageError, StorageError, os_error
 from common.messages import Head
@@ -42,68 +48,87 @@ _NEW_META: Final = "meta.new"
 class Journal:
     """The storage of one data directory; also the core's History. Every method may raise StorageError."""
 
-    def __init__(self, path: Path, plain: PlainFiles, meta: dict[str, MetaValue], *, durable: bool) -> None:
+    events: EventFile
+    """The event log; closed with the journal."""
+
+    def __init__(self, path: Path, meta: dict[str, MetaValue], disk: Disk, *, durable: bool) -> None:
         """Use `open` instead."""
         self._path = path
-        self._plain = plain
+        self._disk = disk
+        self._plain = PlainFiles(path.parent / "files", durable=durable, disk=disk)
         self._durable = durable
         self._broken = ""
         self._meta = meta
-        self._logs = OpenLogs(writable=True)
+        self._logs = OpenLogs(disk, writable=True)
         self._files: dict[str, OpsLog] = {}
         self._number = 0
 
     @classmethod
-    def open(cls, directory: Path, durability: Durability) -> tuple["Journal", tuple[str, ...]]:
-        """Open a data directory, made if it is not there, and bring its files to the journal.
+    def open(cls, directory: Path, durability: Durability, disk: Disk = SYSTEM) -> tuple["Journal", tuple[str, ...]]:
+        """Open a data directory, made if it is not there; bring its event log and its files to the journal.
 
-        Returns the journal and one line for each file that was not as the journal says.
+        Returns the journal and one line for each of them that was not as the journal says.
         """
         durable = durability == "disk"
         path = directory / "journal"
-        make_directories(directory / "files", durable=durable)
-        meta = read_meta(path)
+        make_directories(directory / "files", durable=durable, disk=disk)
+        meta = read_meta(path, disk)
         if meta is None:
-            if path.exists() and (not path.is_dir() or {part.name for part in path.iterdir()} - {_NEW_META}):
+            if set(_names_in(path, disk)) - {_NEW_META}:
                 raise StorageError(f"{path} is not a Lockstep journal")
-            make_directories(path, durable=durable)
-        plain = PlainFiles(directory / "files", durable=durable)
-        journal = cls(path, plain, meta or {}, durable=durable)
-        try:
+            make_directories(path, durable=durable, disk=disk)
+        journal = cls(path, meta or {}, disk, durable=durable)
+        with ExitStack() as opened:
+            opened.callback(journal._plain.close)
+            opened.callback(journal._logs.close)
+            was = journal.meta.get("durability")
+            if durable and was == "memory":
+                disk.sync()  # what was noted as synced till now was only handed to the system
+            carried = journal._open_logs()
+            journal.events, notes = EventFile.open(
+                directory / "events.log", disk, durable=durable, carried=carried if was != "memory" else None
+            )
+            opened.callback(journal.events.close)
             if durable:
-                sync_directory(directory)
-                if journal.meta.get("durability") == "memory":
-                    os.sync()  # what was noted as synced till now was only handed to the system
-            journal._open_logs()
-            notes = journal._repair_all()
+                sync_directory(directory, disk)
+            notes += journal._repair_all()
             journal.set_meta({"durability": durability})
-        except BaseException:
-            plain.close()
-            journal._logs.close()
-            raise
-        return journal, notes
+            opened.pop_all()
+        return journal, tuple(notes)
 
-    def _open_logs(self) -> None:
-        for number in log_numbers(self._path):
+    def _open_logs(self) -> Carried:
+        """Find the file's logs; return what they have carried of the event log."""
+        carried = Carried()
+        for number in log_numbers(self._path, self._disk):
             path = self._path / f"{number}.ops"
             log = OpsLog.open(path, self._logs)
             if log is None:
-                remove_log(path)
+                remove_log(path, self._disk)
                 continue
+            carried.synced = max(carried.synced, log.carried.synced)
+            carried.lines += log.carried.lines
             if log.name in self._files:
                 raise StorageError(f"{path} is damaged: {self._files[log.name].path.name} is of {log.name} already")
             log.trim(durable=self._durable)
             self._files[log.name] = log
             self._number = number
+        return carried
 
     def close(self) -> None:
-        """Sync the files, note that, and close everything, even where that fails."""
+        """Sync the files, note that, and close everything. Raises FatalStorageError where a sync fails.
+
+        What cannot be noted on a full disk, the next `open` does again.
+        """
         try:
             if not self._broken:
-                self._note_synced([name for name, log in self._files.items() if not log.last.is_synced])
+                with suppress(StorageError):
+                    self._note_synced([name for name, log in self._files.items() if not log.last.is_synced])
+                if self._durable:
+                    self.events.sync()
         finally:
             self._plain.close()
             self._logs.close()
+            self.events.close()
 
     # Small values
 
@@ -128,20 +153,21 @@ class Journal:
         if meta == self._meta:
             return
         data = json.dumps({"format": FORMAT, "meta": meta}, indent=1).encode() + b"\n"
+        disk = self._disk
         try:
-            descriptor = os.open(self._path / _NEW_META, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+            descriptor = disk.open(self._path / _NEW_META, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             try:
-                write_at(descriptor, 0, data)
+                write_at(disk, descriptor, 0, data)
                 if durable:
-                    os.fsync(descriptor)
+                    disk.fsync(descriptor)
             finally:
-                os.close(descriptor)
-            os.replace(self._path / _NEW_META, self._path / _META)
+                disk.close(descriptor)
+            disk.replace(self._path / _NEW_META, self._path / _META)
         except OSError as error:
             raise os_error(f"cannot write {self._path / _META}", error) from error
         self._meta = meta
         if durable:
-            sync_directory(self._path)
+            sync_directory(self._path, disk)
 
     # Reading
 
@@ -262,13 +288,15 @@ class Journal:
         changes_ops = bool(change.records) or change.keep < last.version.seq
         if not (is_new or changes_ops or last.promised != change.promised or last.follows != change.follows):
             return
-        mark = last.unsynced_ops >= SYNC_OPS
+        mark, events = last.unsynced_ops >= SYNC_OPS, self.events
         if mark:
             self._sync(log)
-        elif (entry := append_entry(log, change)) is not None:
+        elif (entry := append_entry(log, change, first=not events.waiting)) is not None:
             self._append(change, log, entry)
             return
-        planned = plan(log, change, lambda start, stop: self._read_view(log, start, stop), mark=mark)
+        logged = (events.waiting_at, bytes(events.waiting)) if events.waiting else (events.synced, b"")
+        mark = mark or bool(events.waiting)
+        planned = plan(log, change, lambda start, stop: self._read_view(log, start, stop), logged, mark=mark)
         log.append(planned.entries, durable=self._durable)
         if changes_ops:
             end = planned.end
@@ -279,11 +307,17 @@ class Journal:
                 self._take_back(log, change.keep, end.start, end.before, length, error, is_new=is_new)
                 raise
         log.last = planned.done(last.end)
+        events.carry()
 
     def _append(self, change: Persist, log: OpsLog, entry: bytes) -> None:
         """Do the commonest change, one op that only appends, by the shortest way."""
-        last, record = log.last, change.records[0]
+        last, record, events = log.last, change.records[0], self.events
         length = last.length + len(record.inserted)
+        mark = b""
+        if events.waiting:
+            tokens = change.promised, change.follows
+            mark = mark_entry(change.keep, tokens, last.known_synced, events.waiting_at, events.waiting, more=True)
+            entry = mark + entry
         written = False
         try:
             log.append(entry, durable=self._durable)
@@ -294,7 +328,9 @@ class Journal:
             if written:
                 self._take_back(log, change.keep, last.length, b"", length, error)
             raise
-        last.places.append(last.end)
+        if mark:
+            events.carry()
+        last.places.append(last.end + len(mark))
         last.end += len(entry)
         last.promised, last.follows = change.promised, change.follows
         last.version = Version(record.seq, record.token, change.hashes[0])
@@ -319,9 +355,10 @@ class Journal:
         last = log.last
         try:
             self._plain.write_end(log.name, start, before, length)
+            if self._durable:
+                self._plain.sync(log.name)  # as long as the log has the change, a start brings the file to it
             log.take_back(durable=self._durable)
             if not is_new:
-                # Nobody can say what of the file's end is on disk now.
                 last.synced, last.synced_bytes = min(last.synced, keep), min(last.synced_bytes, start)
                 last.undone += 1
                 self._mark(log)
@@ -330,7 +367,9 @@ class Journal:
 
     def _mark(self, log: OpsLog) -> None:
         """Append a mark of what memory holds."""
-        mark = _mark_of(log)
+        last = log.last
+        tokens = last.promised, last.follows
+        mark = mark_entry(last.version.seq, tokens, last.known_synced, self.events.synced)
         log.append(mark, durable=self._durable)
         log.last.end += len(mark)
 
@@ -382,6 +421,7 @@ class Journal:
         """Sync the file and bring the index up to date; a mark has to tell it."""
         if self._durable:
             self._plain.sync(log.name)
+            self.events.sync()
         log.write_index(durable=self._durable)
         log.last.note_synced()
 
@@ -403,10 +443,14 @@ class Journal:
         return b"".join([self._read_view(log, start, stands), *pieces])
 
 
-def read_meta(path: Path) -> dict[str, MetaValue] | None:
+def read_meta(path: Path, disk: Disk = SYSTEM) -> dict[str, MetaValue] | None:
     """Return the small values of the journal at `path`, None where it has none. Raises StorageError."""
     try:
-        data = (path / _META).read_bytes()
+        descriptor = disk.open(path / _META, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            data = read_at(disk, descriptor, 0, disk.fstat(descriptor).st_size)
+        finally:
+            disk.close(descriptor)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
@@ -423,15 +467,19 @@ def read_meta(path: Path) -> dict[str, MetaValue] | None:
     return meta
 
 
-def log_numbers(path: Path) -> list[int]:
+def log_numbers(path: Path, disk: Disk = SYSTEM) -> list[int]:
     """Return the numbers of the logs in the journal at `path`, in order. Raises StorageError."""
+    names = [name.removesuffix(".ops") for name in _names_in(path, disk) if name.endswith(".ops")]
+    return sorted([int(name) for name in names if name.isdigit()])
+
+
+def _names_in(path: Path, disk: Disk) -> list[str]:
+    """Return the names in a directory; there are none where it is missing. Raises StorageError."""
     try:
-        return sorted([int(part.stem) for part in path.glob("*.ops") if part.stem.isdigit()])
+        return disk.listdir(path)
+    except FileNotFoundError:
+        return []
+    except NotADirectoryError:
+        raise StorageError(f"{path} is not a Lockstep journal") from None
     except OSError as error:
         raise os_error(f"cannot read {path}", error) from error
-
-
-def _mark_of(log: OpsLog) -> bytes:
-    last = log.last
-    tokens = last.promised, last.follows
-    return mark_entry(last.version.seq, tokens, last.synced, last.synced_bytes, last.undone)

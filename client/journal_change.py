@@ -39,8 +39,8 @@ class Plan:
         return now
 
 
-def append_entry(log: OpsLog, change: Persist) -> bytes | None:
-    """Return the entry of the commonest change, one op that only appends to log and file; None for any other.
+def append_entry(log: OpsLog, change: Persist, *, first: bool) -> bytes | None:
+    """Return the op's entry of the commonest change, one op that only appends to log and file; None for any other.
 
     It takes the op into the lows: forget them where it does not come to be.
     """
@@ -52,11 +52,15 @@ def append_entry(log: OpsLog, change: Persist) -> bytes | None:
         return None
     low = extend_lows(last.lows, record.seq, record.offset)
     tokens = change.promised, change.follows
-    return op_entry(record, encode_record(record), change.hashes[0], tokens, low, b"", first=True, more=False)
+    return op_entry(record, encode_record(record), change.hashes[0], tokens, low, b"", first=first, more=False)
 
 
-def plan(log: OpsLog, change: Persist, read: Callable[[int, int], bytes], *, mark: bool) -> Plan:
+def plan(
+    log: OpsLog, change: Persist, read: Callable[[int, int], bytes], logged: tuple[int, bytes], *, mark: bool
+) -> Plan:
     """Work out a Persist, with a `mark` of what is synced in any case. Raises StorageError.
+
+    `logged` is what a mark says of events.log.
 
     `read` returns the plain file's bytes [start, stop). An op at the file's end reads nothing: it removes nothing,
     and the lows that it needs are in memory.
@@ -80,7 +84,7 @@ def plan(log: OpsLog, change: Persist, read: Callable[[int, int], bytes], *, mar
         kept.unsynced_ops += seq - keep
     if keep < seq or not change.records or mark:
         more = bool(change.records)
-        entries.append(mark_entry(keep, tokens, kept.synced, kept.synced_bytes, kept.undone, more=more))
+        entries.append(mark_entry(keep, tokens, kept.known_synced, *logged, more=more))
     size = sum(map(len, entries))
     lows = load_lows(log, keep) if kept.lows is None else kept.lows.copy()
     version = kept.version

@@ -4,8 +4,9 @@ A log begins with a line, `lockstep journal 1 "NAME" CRC`, a CRC-32 in hexadecim
 Entries follow: their size and the CRC-32 of what comes after it (4 bytes each, as all numbers little-endian), then
 the kind, and whether the entry is the first of its change and whether more follow. An op has a head of numbers with
 a CRC-32 of its own, the record as it stands under the hash chain, and the bytes that it removed from the file's end.
-A mark tells all else: the version kept, what is above it being undone, both tokens, what of the file is synced, and
-how often ops were undone. An op promises and follows tokens too, so that most changes are one entry.
+A mark tells all else: the version kept, what is above it being undone, both tokens, what of the file is synced, how
+often ops were undone, and what became of events.log. An op promises and follows tokens too, so that a change which
+carries no lines of events.log is mostly one entry.
 """
 
 import json
@@ -27,7 +28,7 @@ HEADER_BYTES_MAX: Final = 8192
 
 _PREFIX: Final = Struct("<II")
 _OP: Final = Struct("<BBQQQQQQ16sIII")
-_MARK: Final = Struct("<BBQQQQQQ")
+_MARK: Final = Struct("<BBQQQQQQQ")
 _KIND_OP: Final = 1
 _KIND_MARK: Final = 2
 _MORE: Final = 1
@@ -77,7 +78,10 @@ class Op(NamedTuple):
 
 
 class Mark(NamedTuple):
-    """A mark: the first `synced_bytes` bytes of version `synced` are on disk in the plain file."""
+    """A mark: the first `synced_bytes` bytes of version `synced` are on disk in the plain file.
+
+    `lines` are lines of events.log from its byte `logged` on. Where there are none, the log is on disk up to there.
+    """
 
     keep: int
     promised: int
@@ -85,6 +89,8 @@ class Mark(NamedTuple):
     synced: int
     synced_bytes: int
     undone: int
+    logged: int
+    lines: bytes
     end: int
     flags: int
 
@@ -101,11 +107,13 @@ def header_of(name: str) -> bytes:
 
 
 def read_header(data: bytes, path: object) -> tuple[str, int]:
-    """Return the file's name and where the entries begin; ("", 0) where a crash has cut the line.
+    """Return the file's name and where the entries begin; ("", 0) where a crash has cut the line, or left holes in it.
 
     Raises StorageError.
     """
     line, newline, _ = data.partition(b"\n")
+    if b"\0" in line and len(data) < HEADER_BYTES_MAX and not begins_change(data):
+        return "", 0
     if not newline:
         if len(data) < HEADER_BYTES_MAX and (data.startswith(_FIRST_WORDS) or _FIRST_WORDS.startswith(data)):
             return "", 0
@@ -157,10 +165,16 @@ def op_entry(
 
 
 def mark_entry(
-    keep: int, tokens: tuple[int, int], synced: int, synced_bytes: int, undone: int, *, more: bool = False
+    keep: int,
+    tokens: tuple[int, int],
+    synced: tuple[int, int, int],
+    logged: int,
+    lines: bytes | bytearray = b"",
+    *,
+    more: bool = False,
 ) -> bytes:
-    """Return the entry of a mark; `tokens` are promised and followed."""
-    body = _MARK.pack(_KIND_MARK, _FIRST | _MORE * more, keep, *tokens, synced, synced_bytes, undone)
+    """Return the entry of a mark; `tokens` are promised and followed, `synced` ends with how often ops were undone."""
+    body = _MARK.pack(_KIND_MARK, _FIRST | _MORE * more, keep, *tokens, *synced, logged) + lines
     return _PREFIX.pack(PREFIX_BYTES + len(body), zlib.crc32(body)) + body
 
 
@@ -175,9 +189,10 @@ def read_entry(data: bytes, at: int, base: int) -> Op | Mark | None:
         return None
     if data[body_at] == _KIND_OP and size >= OP_HEAD_BYTES:
         return read_op(data[at : at + OP_HEAD_BYTES], base + at)
-    if data[body_at] == _KIND_MARK and size == PREFIX_BYTES + _MARK.size:
-        _, flags, keep, promised, follows, synced, synced_bytes, undone = _MARK.unpack_from(data, body_at)
-        return Mark(keep, promised, follows, synced, synced_bytes, undone, base + end, flags)
+    if data[body_at] == _KIND_MARK and size >= PREFIX_BYTES + _MARK.size:
+        _, flags, keep, promised, follows, synced, synced_bytes, undone, logged = _MARK.unpack_from(data, body_at)
+        lines = data[body_at + _MARK.size : end]
+        return Mark(keep, promised, follows, synced, synced_bytes, undone, logged, lines, base + end, flags)
     return None
 
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
+from client.disk import Disk
+from client.event_file import Carried
 from client.journal_format import (
     HEADER_BYTES_MAX,
     OP_HEAD_BYTES,
@@ -61,6 +63,11 @@ class LogEnd:
     lows: list[int] | None = None
 
     @property
+    def known_synced(self) -> tuple[int, int, int]:
+        """Return what a mark tells of that, and how often ops were undone."""
+        return self.synced, self.synced_bytes, self.undone
+
+    @property
     def is_synced(self) -> bool:
         """Tell whether the plain file is wholly on disk."""
         return self.synced == self.version.seq and self.synced_bytes == self.length
@@ -80,15 +87,15 @@ class LogEnd:
 class OpenLogs(OpenFiles):
     """The open logs and indexes, by path."""
 
-    def __init__(self, *, writable: bool) -> None:
+    def __init__(self, disk: Disk, *, writable: bool) -> None:
         """Begin with none open."""
-        super().__init__(OPEN_LOGS_MAX)
+        super().__init__(OPEN_LOGS_MAX, disk)
         self._flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
 
     def descriptor(self, path: str) -> int:
         """Return the open file; it may be closed by the next call. Raises OSError."""
         found = self.get(path)
-        return self.keep(path, os.open(path, self._flags)) if found is None else found
+        return self.keep(path, self.disk.open(path, self._flags)) if found is None else found
 
 
 class OpsLog:
@@ -99,28 +106,32 @@ class OpsLog:
         self.path = path
         self.name = name
         self.last = last
-        self._start = last.end
+        self.carried = Carried()
+        self._start = self._newest = last.end
         self._file = str(path)
         self._index = str(path.with_suffix(".index"))
         self._logs = logs
+        self._disk = logs.disk
 
     @classmethod
     def create(cls, path: Path, logs: OpenLogs, name: str, *, durable: bool) -> "OpsLog":
         """Make a log of nothing; `append` brings it, with its first change, to the disk."""
-        header = header_of(name)
+        header, disk = header_of(name), logs.disk
         try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            descriptor = disk.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
             try:
-                write_at(descriptor, 0, header)
+                write_at(disk, descriptor, 0, header)
+                if durable:
+                    disk.fdatasync(descriptor)  # so that behind a line that a power cut has torn there is no change
             finally:
-                os.close(descriptor)
+                disk.close(descriptor)
             if durable:
-                sync_directory(path.parent)
+                sync_directory(path.parent, disk)
         except OSError as error:
-            remove_log(path)
+            remove_log(path, disk)
             raise os_error(f"cannot make {path}", error) from error
         except StorageError:
-            remove_log(path)
+            remove_log(path, disk)
             raise
         return cls(path, logs, name, LogEnd(len(header)))
 
@@ -129,7 +140,7 @@ class OpsLog:
         """Open a log; None where its first change never came to be."""
         log = cls(path, logs, "", LogEnd(0))
         with _trying("read", path):
-            log.name, start = read_header(read_at(logs.descriptor(log._file), 0, HEADER_BYTES_MAX), path)
+            log.name, start = read_header(read_at(logs.disk, logs.descriptor(log._file), 0, HEADER_BYTES_MAX), path)
             log._start = start
             if start:
                 log.last = log._from_index() or log._scan(LogEnd(start), start)
@@ -139,18 +150,24 @@ class OpsLog:
         return log
 
     def trim(self, *, durable: bool) -> None:
-        """Take away what a crash has cut off behind the last whole change. Raises StorageError."""
+        """Take away what a crash has cut off behind the last whole change. Raises StorageError or FatalStorageError.
+
+        With `durable` bring the rest to the disk: a kill may have come before the sync of the last change. It is
+        written anew, for what a failed sync left in the cache reads well, but will not reach the disk.
+        """
         with _trying("write", self.path):
             descriptor = self._logs.descriptor(self._file)
-            if os.fstat(descriptor).st_size > self.last.end:
-                os.ftruncate(descriptor, self.last.end)
-                if durable:
-                    os.fsync(descriptor)
+            if self._disk.fstat(descriptor).st_size > self.last.end:
+                self._disk.ftruncate(descriptor, self.last.end)
+            if durable:
+                write_at(self._disk, descriptor, self._newest, self._read(self._newest, self.last.end))
+        if durable:
+            self._sync(descriptor)
 
     def remove(self) -> None:
         """Take the log away, if possible."""
         self._forget()
-        remove_log(self.path)
+        remove_log(self.path, self._disk)
 
     # Reading
 
@@ -170,20 +187,20 @@ class OpsLog:
 
     def _read(self, start: int, stop: int) -> bytes:
         with _trying("read", self.path):
-            data = read_at(self._logs.descriptor(self._file), start, stop)
+            data = read_at(self._disk, self._logs.descriptor(self._file), start, stop)
         if len(data) < stop - start:
             raise StorageError(f"{self.path} is damaged: it ends before byte {stop}")
         return data
 
     def _indexed(self, seq: int) -> int:
         """Return where the index says that the op `seq` stands."""
-        return int.from_bytes(os.pread(self._logs.descriptor(self._index), 8, 8 * seq - 8), "little")
+        return int.from_bytes(self._disk.pread(self._logs.descriptor(self._index), 8, 8 * seq - 8), "little")
 
     def _op_at(self, place: int, end: int) -> Op | None:
         """Return the op at byte `place`, before byte `end`, or None where there is none."""
         if place >= end:
             return None
-        op = read_op(os.pread(self._logs.descriptor(self._file), OP_HEAD_BYTES, place), place)
+        op = read_op(self._disk.pread(self._logs.descriptor(self._file), OP_HEAD_BYTES, place), place)
         return op if op is not None and op.end <= end else None
 
     def record(self, seq: int) -> Record:
@@ -242,10 +259,10 @@ class OpsLog:
         end = self.last.end
         try:
             descriptor = self._logs.descriptor(self._file)
-            write_at(descriptor, end, entries)
+            write_at(self._disk, descriptor, end, entries)
         except OSError as error:
             try:
-                os.ftruncate(self._logs.descriptor(self._file), end)
+                self._disk.ftruncate(self._logs.descriptor(self._file), end)
             except OSError as second:
                 raise FatalStorageError(f"{self.path}: {error}; and it cannot be taken back ({second})") from error
             raise os_error(f"cannot write {self.path}", error) from error
@@ -256,7 +273,7 @@ class OpsLog:
         """Take away what stands behind the last change that `last` knows. Raises FatalStorageError."""
         try:
             descriptor = self._logs.descriptor(self._file)
-            os.ftruncate(descriptor, self.last.end)
+            self._disk.ftruncate(descriptor, self.last.end)
         except OSError as error:
             raise FatalStorageError(f"cannot take back what was written to {self.path}: {error}") from error
         if durable:
@@ -270,17 +287,17 @@ class OpsLog:
         with _trying("write", self._index):
             if last.indexed == 0:
                 self._logs.forget(self._index)
-                os.close(os.open(self._index, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
+                self._disk.close(self._disk.open(self._index, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
             descriptor = self._logs.descriptor(self._index)
-            write_at(descriptor, 8 * last.indexed, struct.pack(f"<{len(last.places)}Q", *last.places))
-            os.ftruncate(descriptor, 8 * last.version.seq)
+            write_at(self._disk, descriptor, 8 * last.indexed, struct.pack(f"<{len(last.places)}Q", *last.places))
+            self._disk.ftruncate(descriptor, 8 * last.version.seq)
             if durable:
-                os.fsync(descriptor)
+                self._disk.fsync(descriptor)
         last.indexed, last.places = last.version.seq, []
 
     def _sync(self, descriptor: int) -> None:
         try:
-            os.fdatasync(descriptor)
+            self._disk.fdatasync(descriptor)
         except OSError as error:
             raise FatalStorageError(f"cannot bring {self.path} to the disk: {error.strerror}") from error
 
@@ -293,10 +310,10 @@ class OpsLog:
     def _from_index(self) -> LogEnd | None:
         """Return what the log says, read from the last op of the index on; None where that leads to no mark."""
         try:
-            seq = os.fstat(self._logs.descriptor(self._index)).st_size // 8
+            seq = self._disk.fstat(self._logs.descriptor(self._index)).st_size // 8
         except FileNotFoundError:
             return None
-        size = os.fstat(self._logs.descriptor(self._file)).st_size
+        size = self._disk.fstat(self._logs.descriptor(self._file)).st_size
         op = self._op_at(self._indexed(seq), size) if seq else None
         if op is None or op.seq != seq:
             return None
@@ -327,6 +344,7 @@ class OpsLog:
 
     def _scan(self, last: LogEnd, start: int) -> LogEnd:
         """Take the whole changes from byte `start` on into `last`."""
+        self.carried = Carried()
         change: list[tuple[int, Op | Mark]] = []
         place = start
         for entry in self._entries(start):
@@ -335,7 +353,7 @@ class OpsLog:
             if not entry.more:
                 for at, part in change:
                     self._take(last, at, part)
-                last.end = place
+                self._newest, last.end = change[0][0], place
                 change = []
         return last
 
@@ -351,6 +369,7 @@ class OpsLog:
         if entry.keep > last.version.seq:
             raise StorageError(f"{self.path} is damaged: op {entry.keep} is missing")
         last.synced, last.synced_bytes, last.undone = entry.synced, entry.synced_bytes, entry.undone
+        self.carried.take(entry.logged, entry.lines)
         if entry.keep < last.version.seq:
             last.end = place  # which is as far as the ops kept go
             kept = self._kept(last, entry.keep)
@@ -365,7 +384,7 @@ class OpsLog:
     def _entries(self, start: int) -> Iterator[Op | Mark]:
         """Yield the whole entries from byte `start` on. Raises StorageError where more stand behind a torn one."""
         descriptor = self._logs.descriptor(self._file)
-        size = os.fstat(descriptor).st_size
+        size = self._disk.fstat(descriptor).st_size
         base, at, data = start, 0, b""
         while True:
             entry = read_entry(data, at, base)
@@ -376,11 +395,13 @@ class OpsLog:
             read_to, has = base + len(data), len(data) - at
             if read_to >= size or (has >= PREFIX_BYTES and entry_bytes(data, at) <= has):
                 break
-            more = read_at(descriptor, read_to, min(size, read_to + max(_SCAN_BYTES, entry_bytes(data, at))))
+            more = read_at(
+                self._disk, descriptor, read_to, min(size, read_to + max(_SCAN_BYTES, entry_bytes(data, at)))
+            )
             if not more:
                 break
             base, at, data = base + at, 0, data[at:] + more
-        if begins_change(read_at(descriptor, base + at, size)):
+        if begins_change(read_at(self._disk, descriptor, base + at, size)):
             # A crash cuts off the last change alone.
             raise StorageError(f"{self.path} is damaged at byte {base + at}: the log goes on behind that")
 
@@ -393,10 +414,10 @@ def _trying(to: str, path: object) -> Iterator[None]:
         raise os_error(f"cannot {to} {path}", error) from error
 
 
-def remove_log(path: Path) -> None:
+def remove_log(path: Path, disk: Disk) -> None:
     """Take a log and its index away, if possible: without them nothing was ever done to their file."""
     for part in (path.with_suffix(".index"), path):
         try:
-            part.unlink(missing_ok=True)
+            disk.unlink(part)
         except OSError:
             pass

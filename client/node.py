@@ -23,6 +23,8 @@ from client.effects import (
     Joined,
     JoinRefused,
     Leave,
+    LockdConnected,
+    LockdDisconnected,
     Log,
     Note,
     OpVerb,
@@ -37,9 +39,9 @@ from client.effects import (
     Submit,
     Timer,
 )
-from client.event_file import EventFile
 from client.journal import Journal
 from client.orders import OrderDesk
+from client.reach import reach
 from client.shared import Identity
 from client.storage_errors import FatalStorageError, StorageError
 from common.clock import merge
@@ -48,14 +50,12 @@ from common.errors import EXIT_CRASHED, CommandError, refused
 from common.eventlog import format_event
 from common.messages import FromLockd, FromReplica, ToReplica
 from common.moments import SteadyClock
-from common.sockets import caller, connect, fan, listener, receive, send
+from common.sockets import caller, connect, connections, fan, listener, receive, send, states
 from common.wire import WireError, decode, encode
 
 Durability = Literal["disk", "memory"]
 DEFAULT_LOCKD: Final = "tcp://127.0.0.1:7461"
 _WAIT_NS_MAX: Final = 60_000_000_000
-REACH_S: Final = 2.0
-"""How long a lockd that refuses connections is tried before the command gives up, in seconds."""
 
 
 class Result(Struct, frozen=True):
@@ -103,8 +103,8 @@ class Node:
     def _open(self, directory: Path, name: str | None, lockd: str | None, durability: Durability) -> None:
         try:
             self._journal, repaired = Journal.open(directory, durability)
+            self._events = self._journal.events
             self._diagnostics = Diagnostics(directory / "client.log")
-            self._events, mended = EventFile.open(directory / "events.log")
             replica, start_count = self._journal.begin_start()
             meta = self._journal.meta
             name = name or str(meta.get("name", "")) or default_name(directory)
@@ -116,11 +116,9 @@ class Node:
             raise CommandError(EXIT_CRASHED, f"{error}; mend that, then start again") from None
         except OSError as error:
             raise refused(f"{directory} cannot be used ({error.strerror}); choose another --data") from None
-        except ValueError as error:
-            raise refused(str(error)) from None
-        for line in (*repaired, *mended):
+        for line in repaired:
             self._diagnostics.note(line)
-        self.repaired = (*repaired, *mended)
+        self.repaired = repaired
         self._identity = self._recall(name, replica, start_count, durability)
 
     def _recall(self, name: str, replica: str, start_count: int, durability: Durability) -> Identity:
@@ -142,6 +140,7 @@ class Node:
         identity = self._identity
         self._route = identity.replica + identity.incarnation
         self._lockd = caller(self._context, self._route.encode())
+        self._link = connections(self._lockd)
         self._listener = listener(self._context)
         try:
             self._listener.bind(f"tcp://{_own_address(lockd)}:*")
@@ -157,8 +156,10 @@ class Node:
         clock = end.clock
         for state in states.values():
             clock = merge(clock, state.head.clock)
-        self._core = Client(identity, self._journal, states, clock, end.time_us)
+        self._core = Client(identity, self._journal, states, clock, end.time_us, self._events.newest())
         self._poller = zmq.Poller()
+        # First, so that the core knows of a new connection before it sees a message that came along it.
+        self._poller.register(self._link, zmq.POLLIN)
         self._poller.register(self._lockd, zmq.POLLIN)
 
     @property
@@ -185,7 +186,7 @@ class Node:
 
     def join(self, wait_ns: int, given_up: Callable[[], bool]) -> None:
         """Open a session, within `wait_ns`. Raises CommandError; returns early where `given_up()`."""
-        _reach(self.lockd, given_up)
+        reach(self.lockd, given_up)
         deadline = self.now_ns() + wait_ns
         self._feed(Timer())
         while not self._joined and not given_up():
@@ -233,6 +234,9 @@ class Node:
                 self._from_fan(receive(self._fan))
             elif source is self._listener:
                 self._from_listener(receive(self._listener))
+            elif source is self._link:
+                for up in states(self._link):
+                    self._feed(LockdConnected() if up else LockdDisconnected())
             else:
                 at_desk = True
         if at_desk and self._desk is not None:
@@ -253,10 +257,14 @@ class Node:
         if self._desk is not None:
             self._desk.close()
             (self._directory / "socket").unlink(missing_ok=True)
+        self._lockd.disable_monitor()
         self._context.destroy(linger=500)
-        self._events.close()
-        self._journal.close()
-        self._diagnostics.close()
+        try:
+            self._journal.close()
+        except FatalStorageError as error:
+            raise CommandError(EXIT_CRASHED, f"{error}; mend that, then start again") from None
+        finally:
+            self._diagnostics.close()
 
     # Messages in
 
@@ -423,22 +431,3 @@ def _own_address(lockd: str) -> str:
         probe.connect((host, int(port)))
         address: str = probe.getsockname()[0]
         return address
-
-
-def _reach(lockd: str, given_up: Callable[[], bool]) -> None:
-    """Fail early, with the system's reason, where nobody listens at lockd's address."""
-    if not lockd.startswith("tcp://"):
-        return
-    host, _, port = lockd.removeprefix("tcp://").rpartition(":")
-    clock = SteadyClock()
-    deadline = clock.now_ns() + int(REACH_S * 1e9)
-    while not given_up():
-        try:
-            socket.create_connection((host, int(port)), timeout=REACH_S).close()
-        except OSError as error:
-            if clock.now_ns() > deadline:
-                reason = error.strerror or str(error)
-                raise refused(f"lockd at {lockd} cannot be reached ({reason}); start lockd, or set --lockd") from None
-            zmq.select([], [], [], 0.05)
-        else:
-            return

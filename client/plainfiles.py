@@ -11,17 +11,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from client.disk import SYSTEM, Disk
 from client.storage_errors import FatalStorageError, StorageError, os_error
 
 OPEN_FILES_MAX: Final = 64
 _DIRECTORY: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 
 
-def read_at(descriptor: int, start: int, stop: int) -> bytes:
+def read_at(disk: Disk, descriptor: int, start: int, stop: int) -> bytes:
     """Return the file's bytes [start, stop), fewer where it ends before. Raises OSError."""
     parts = []
     while start < stop:
-        part = os.pread(descriptor, stop - start, start)
+        part = disk.pread(descriptor, stop - start, start)
         if not part:
             break
         parts.append(part)
@@ -29,42 +30,59 @@ def read_at(descriptor: int, start: int, stop: int) -> bytes:
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def write_at(descriptor: int, start: int, data: bytes | bytearray) -> None:
+def write_at(disk: Disk, descriptor: int, start: int, data: bytes | bytearray) -> None:
     """Write all of `data` at byte `start`. Raises OSError."""
-    written = os.pwrite(descriptor, data, start)
+    written = disk.pwrite(descriptor, data, start)
     while written < len(data):
-        written += os.pwrite(descriptor, data[written:], start + written)
+        written += disk.pwrite(descriptor, data[written:], start + written)
 
 
-def sync_directory(path: Path) -> None:
+def sync_directory(path: Path, disk: Disk = SYSTEM) -> None:
     """Make the directory's entries durable. Raises StorageError."""
     try:
-        descriptor = os.open(path, _DIRECTORY)
+        descriptor = disk.open(path, _DIRECTORY)
         try:
-            os.fsync(descriptor)
+            disk.fsync(descriptor)
         finally:
-            os.close(descriptor)
+            disk.close(descriptor)
     except OSError as error:
         raise os_error(f"cannot bring {path} to the disk", error) from error
 
 
-def make_directories(path: Path, *, durable: bool) -> None:
-    """Make a directory and those above it, as far as they are missing. Raises StorageError."""
-    missing = [part for part in (path, *path.parents) if not part.exists()]
+def make_directories(path: Path, *, durable: bool, disk: Disk = SYSTEM) -> None:
+    """Make a directory and those above it, as far as they are missing. Raises StorageError.
+
+    With `durable` each is on disk before there is anything in it.
+    """
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        if is_directory(path, disk):
+            return
+        make_directories(path.parent, durable=durable, disk=disk)
+        try:
+            disk.mkdir(path)
+        except FileExistsError:
+            if not is_directory(path, disk):
+                raise
     except OSError as error:
         raise os_error(f"cannot make {path}", error) from error
     if durable:
-        for part in missing:
-            sync_directory(part.parent)
+        sync_directory(path.parent, disk)
+
+
+def is_directory(path: Path, disk: Disk) -> bool:
+    """Tell whether there is a directory of that name. Raises OSError."""
+    try:
+        return stat.S_ISDIR(disk.stat(path).st_mode)
+    except FileNotFoundError:
+        return False
 
 
 class OpenFiles:
     """Open descriptors by name; of more than `most` the least recently used is closed."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, disk: Disk) -> None:
         """Begin with none open."""
+        self.disk = disk
         self._most = most
         self._open: OrderedDict[str, int] = OrderedDict()
 
@@ -80,30 +98,31 @@ class OpenFiles:
         self.forget(name)
         self._open[name] = descriptor
         if len(self._open) > self._most:
-            os.close(self._open.popitem(last=False)[1])
+            self.disk.close(self._open.popitem(last=False)[1])
         return descriptor
 
     def forget(self, name: str) -> None:
         """Close what is kept under this name, if anything is."""
         descriptor = self._open.pop(name, None)
         if descriptor is not None:
-            os.close(descriptor)
+            self.disk.close(descriptor)
 
     def close(self) -> None:
         """Close all."""
         while self._open:
-            os.close(self._open.popitem()[1])
+            self.disk.close(self._open.popitem()[1])
 
 
 class PlainFiles:
     """The files below `root`. A StorageError leaves the file unchanged, unless the method says otherwise."""
 
-    def __init__(self, root: Path, *, durable: bool = False, writable: bool = True) -> None:
+    def __init__(self, root: Path, *, durable: bool = False, writable: bool = True, disk: Disk = SYSTEM) -> None:
         """Serve the existing directory `root`. With `durable`, directories are synced with each new entry."""
+        self._disk = disk
         self._root = root
         self._durable = durable
         self._flags = os.O_RDWR if writable else os.O_RDONLY
-        self._open = OpenFiles(OPEN_FILES_MAX)
+        self._open = OpenFiles(OPEN_FILES_MAX, disk)
 
     def descriptor(self, name: str) -> int:
         """Return the open file. It belongs to this object and may be closed by its next call."""
@@ -113,8 +132,8 @@ class PlainFiles:
     def create(self, name: str) -> bool:
         """Make sure that the file is there, and empty; tell whether it was made now."""
         descriptor, made = self._open_file(name, create=True)
-        if os.fstat(descriptor).st_size:
-            os.close(descriptor)
+        if self._disk.fstat(descriptor).st_size:
+            self._disk.close(descriptor)
             raise StorageError(f"files/{name} is there already, with a content that no op made; move it away")
         self._open.keep(name, descriptor)
         return made
@@ -129,9 +148,9 @@ class PlainFiles:
         try:
             directory = self._directory(name, create=False)
             try:
-                os.unlink(name.rpartition("/")[2], dir_fd=directory)
+                self._disk.unlink(name.rpartition("/")[2], dir_fd=directory)
             finally:
-                os.close(directory)
+                self._disk.close(directory)
         except OSError:
             pass  # an empty file without ops does no harm
 
@@ -143,15 +162,15 @@ class PlainFiles:
         try:
             directory = self._directory(name, create=False)
             try:
-                found = os.stat(name.rpartition("/")[2], dir_fd=directory, follow_symlinks=False)
+                found = self._disk.stat(name.rpartition("/")[2], dir_fd=directory, follow_symlinks=False)
             finally:
-                os.close(directory)
+                self._disk.close(directory)
         except FileNotFoundError:
             return None
         except OSError as error:
             raise os_error(f"cannot open files/{name}", error) from error
         kept = self._open.get(name)
-        if kept is not None and not os.path.samestat(found, os.fstat(kept)):
+        if kept is not None and not os.path.samestat(found, self._disk.fstat(kept)):
             self._open.forget(name)
             return None
         return found.st_size if stat.S_ISREG(found.st_mode) else None
@@ -159,7 +178,7 @@ class PlainFiles:
     def read(self, name: str, start: int, stop: int) -> bytes:
         """Return the bytes [start, stop), fewer where the file ends before."""
         try:
-            return read_at(self.descriptor(name), start, stop)
+            return read_at(self._disk, self.descriptor(name), start, stop)
         except OSError as error:
             raise os_error(f"cannot read files/{name}", error) from error
 
@@ -170,16 +189,16 @@ class PlainFiles:
         """
         try:
             descriptor = self.descriptor(name)
-            write_at(descriptor, start, data)
+            write_at(self._disk, descriptor, start, data)
             if start + len(data) < length:
-                os.ftruncate(descriptor, start + len(data))
+                self._disk.ftruncate(descriptor, start + len(data))
         except OSError as error:
             raise os_error(f"cannot write files/{name}", error) from error
 
     def sync(self, name: str) -> None:
         """Wait until the file is on disk. Raises FatalStorageError: the system may have dropped it."""
         try:
-            os.fsync(self.descriptor(name))
+            self._disk.fsync(self.descriptor(name))
         except OSError as error:
             raise FatalStorageError(f"cannot bring files/{name} to the disk: {error.strerror}") from error
 
@@ -196,40 +215,44 @@ class PlainFiles:
             directory = self._directory(name, create=create)
             try:
                 try:
-                    descriptor = os.open(last, flags, dir_fd=directory)
+                    descriptor = self._disk.open(last, flags, dir_fd=directory)
                 except FileNotFoundError:
                     if not create:
                         raise
-                    descriptor = os.open(last, flags | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory)
+                    descriptor = self._disk.open(last, flags | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory)
                     made = True
                     if self._durable:
-                        os.fsync(directory)
+                        try:
+                            self._disk.fsync(directory)
+                        except OSError:
+                            self._disk.close(descriptor)
+                            raise
             finally:
-                os.close(directory)
+                self._disk.close(directory)
         except OSError as error:
             raise os_error(f"cannot open files/{name}", error) from error
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
+        if not stat.S_ISREG(self._disk.fstat(descriptor).st_mode):
+            self._disk.close(descriptor)
             raise StorageError(f"cannot open files/{name}: it is not a plain file")
         return descriptor, made
 
     def _directory(self, name: str, *, create: bool) -> int:
         """Return a descriptor of the directory that holds the file, each part opened from the one before."""
-        directory = os.open(self._root, _DIRECTORY)
+        directory = self._disk.open(self._root, _DIRECTORY)
         for part in name.split("/")[:-1]:
             parent = directory
             try:
                 try:
-                    directory = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+                    directory = self._disk.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
                 except FileNotFoundError:
                     if not create:
                         raise
-                    os.mkdir(part, dir_fd=parent)
+                    self._disk.mkdir(part, dir_fd=parent)
                     if self._durable:
-                        os.fsync(parent)
-                    directory = os.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
+                        self._disk.fsync(parent)
+                    directory = self._disk.open(part, _DIRECTORY | os.O_NOFOLLOW, dir_fd=parent)
             finally:
-                os.close(parent)
+                self._disk.close(parent)
         return directory
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
-from client.effects import Answer, Note, SendReplica
+from client.effects import Answer, FileState, Note, SendReplica
 from client.shared import Shared
 from common.clock import Clock, merge
 from common.eventlog import format_op, shorten
@@ -70,7 +70,7 @@ class Follower:
         if token_epoch(push.token) > shared.identity.epoch:
             shared.emit(Note(f"dropped a push of {shared.host_of(source)}: its token is of an epoch to come"))
             return
-        if push.token < state.promised:
+        if self._is_fenced(push.token, state):
             shared.emit(
                 Note(
                     f"refused a push of {shared.host_of(source)} to {push.file}: its token "
@@ -87,18 +87,7 @@ class Follower:
         keep = self._common(push.file, push.token, push.previous, push.records, versions)
         if keep is None:
             self._owed[push.file] = Owed(source, route, push.token, tip)
-            if push.token > state.promised:
-                shared.persist(
-                    push.file,
-                    state.head.version.seq,
-                    (),
-                    (),
-                    (push.token, state.head.follows),
-                    lambda: self._fetch(push.file, source),
-                    self._note_failure,
-                )
-            else:
-                self._fetch(push.file, source)
+            self._promise(push.file, push.token, lambda: self._fetch(push.file, source))
             return
 
         def taken() -> None:
@@ -108,11 +97,26 @@ class Follower:
         cause = push.clock or (push.records[-1].clock if push.records else {})
         self._take(push.file, push.token, keep, push.records, versions, cause, source, taken)
 
+    def _is_fenced(self, token: int, state: FileState) -> bool:
+        return token < state.promised
+
+    def _promise(self, file: str, token: int, then: Callable[[], None]) -> None:
+        """Make a promise durable that comes without anything to hold; it follows nothing."""
+        state = self._shared.state(file)
+        if token == state.promised:
+            then()
+            return
+        tokens = (token, state.head.follows)
+        self._shared.persist(file, state.head.version.seq, (), (), tokens, then, self._note_failure)
+
     def fetched(self, source: str, answer: Fetched) -> None:
         """Take in the answer to our fetch, like a push of the token that its source follows."""
         shared = self._shared
         fetching = self._fetching.get(answer.file)
         if fetching is None or fetching.request != answer.request or fetching.source != source:
+            return
+        if token_epoch(answer.follows) > shared.identity.epoch:
+            shared.emit(Note(f"dropped an answer of {shared.host_of(source)}: its token is of an epoch to come"))
             return
         if problem := self._problem(answer.follows, answer.previous, answer.records, {}):
             shared.emit(Note(f"dropped an answer of {shared.host_of(source)}: {problem}"))

@@ -47,6 +47,9 @@ class Shared:
     offset_ns: int = 0
     out: list[Effect] = field(default_factory=list)
     requests: int = 0
+    connected: bool = False
+    _one_way: list[tuple[int, ToLockd]] = field(default_factory=list)
+    _answered: int = 0
     _tickets: int = 0
     _pending: dict[int, tuple[str, FileState, Callable[[], None], Callable[[str], None]]] = field(default_factory=dict)
 
@@ -55,8 +58,36 @@ class Shared:
         self.out.append(effect)
 
     def tell_lockd(self, message: ToLockd) -> None:
-        """Ask the driver to send to lockd."""
-        self.out.append(SendLockd(message))
+        """Ask the driver to send to lockd. While there is no connection nothing is sent: see `say_again`."""
+        if self.connected:
+            self.out.append(SendLockd(message))
+
+    def tell_lockd_one_way(self, message: ToLockd) -> None:
+        """Send what lockd does not answer, and keep it until it is known to have come."""
+        self._one_way.append((self.requests, message))
+        self.tell_lockd(message)
+
+    def answered(self, request: int) -> None:
+        """Take in that lockd has answered a request: what was sent before that has come too.
+
+        What an answer proves counts from the next one on. The first may have overtaken the news that its
+        connection is another than the one on which the rest was lost.
+        """
+        while self._one_way and self._one_way[0][0] < self._answered:
+            del self._one_way[0]
+        self._answered = request
+
+    def say_again(self) -> None:
+        """Send again what an earlier connection may have lost and nobody waits for."""
+        self._one_way = [(self.requests, message) for _, message in self._one_way]
+        self._answered = 0
+        for _, message in self._one_way:
+            self.tell_lockd(message)
+
+    def forget_session(self) -> None:
+        """Take in that the session is lost, and with it all that was under way to lockd."""
+        self.session = 0
+        self._one_way.clear()
 
     def request(self) -> int:
         """Return a request number that was not used before."""

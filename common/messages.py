@@ -28,13 +28,17 @@ class Head(Part, frozen=True):
 
 
 class ReplicaHello(Part, frozen=True):
-    """The replica's part of a hello. `start_count` counts the starts of this data directory, from 1."""
+    """The replica's part of a hello. `start_count` counts the starts of this data directory, from 1.
+
+    `own_host` is its component in vector clocks, "" before its first session.
+    """
 
     replica: str
     start_count: Number
     endpoint: str
     heads: Mapping[str, Head]
     durability: Literal["disk", "memory"]
+    own_host: str
 
 
 class Member(Part, frozen=True):
@@ -136,7 +140,31 @@ class Report(Message, frozen=True, tag=8):
     follows: Number
 
 
-ToLockd = Hello | Goodbye | Ping | Acquire | Cancel | Release | Drop | Report
+class Resume(Message, frozen=True, tag=9):
+    """The connection is a new one, the session the same; what the old one may have lost was said again before.
+
+    Answered by a View, a Learn for each file that the replica has to learn, and a Pong.
+    """
+
+    epoch: Number
+    session: Number
+    request: Number
+
+
+class GiveUp(Message, frozen=True, tag=10):
+    """An operator accepts what the loss of all of a file's in-sync replicas takes; answered by InSync or Refused.
+
+    `hosts` are all of them, by name: nobody gives up what he does not know of.
+    """
+
+    epoch: Number
+    session: Number
+    request: Number
+    file: str
+    hosts: tuple[str, ...]
+
+
+ToLockd = Hello | Goodbye | Ping | Acquire | Cancel | Release | Drop | Report | Resume | GiveUp
 
 # lockd to client
 
@@ -160,7 +188,7 @@ class Welcome(Message, frozen=True, tag=33):
 
 
 class Pong(Message, frozen=True, tag=34):
-    """Answer to Ping."""
+    """Answer to Ping and Resume."""
 
     epoch: Number
     request: Number
@@ -203,7 +231,7 @@ class Released(Message, frozen=True, tag=37):
 
 
 class InSync(Message, frozen=True, tag=38):
-    """Answer to Drop: the set as it is now, durably; `current` tells whether the token still holds the lock."""
+    """Answer to Drop and GiveUp: the set now, durably; `current` tells whether the token still holds the lock."""
 
     epoch: Number
     request: Number

@@ -6,7 +6,7 @@ from types import FrameType
 
 import zmq
 
-from common.sockets import receive
+from common.sockets import receive_from
 
 
 class _Woken(Exception):
@@ -31,7 +31,7 @@ class Signals:
             self._receiving = False
             raise _Woken
 
-    def receive(self, socket: zmq.Socket[bytes]) -> list[bytes] | None:
+    def receive_from(self, socket: zmq.Socket[bytes]) -> tuple[list[bytes], int] | None:
         """Wait for a message within the socket's RCVTIMEO; None when the time is over, or a signal has come.
 
         A blocking receive costs a third less than a poll before it; it ends early only by an exception, which
@@ -40,7 +40,7 @@ class Signals:
         try:
             self._receiving = True
             if self.caught is None:
-                return receive(socket, wait=True)
+                return receive_from(socket, wait=True)
         except (_Woken, zmq.Again):
             pass
         finally:

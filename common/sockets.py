@@ -1,5 +1,6 @@
 """Every ZeroMQ option that Lockstep relies on, in one place; none is left at its default by accident."""
 
+import struct
 from typing import Any, Final
 
 import zmq
@@ -9,6 +10,7 @@ from common.limits import FRAME_BYTES_MAX, QUEUE_MESSAGES_MAX
 
 _send: Final[Any] = Socket.send
 _FRAMES_MAX: Final = 3
+_EVENT: Final = struct.Struct("=HI")
 _LAST: Final = int(zmq.NOBLOCK)
 _MORE: Final = int(zmq.NOBLOCK | zmq.SNDMORE)
 
@@ -18,17 +20,21 @@ def _configure(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
     socket.set(zmq.SNDHWM, QUEUE_MESSAGES_MAX)
     socket.set(zmq.RCVHWM, QUEUE_MESSAGES_MAX)
     socket.set(zmq.MAXMSGSIZE, FRAME_BYTES_MAX)
-    socket.set(zmq.RECONNECT_IVL, 20)
+    socket.set(zmq.RECONNECT_IVL, 5)
     socket.set(zmq.RECONNECT_IVL_MAX, 500)
     socket.set(zmq.TCP_KEEPALIVE, 1)
     socket.set(zmq.IPV6, 0)
     return socket
 
 
-def listener(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
-    """Return a ROUTER to bind: what cannot be sent is an error to see, never dropped in silence."""
+def listener(context: zmq.Context[zmq.Socket[bytes]], *, handover: bool = False) -> zmq.Socket[bytes]:
+    """Return a ROUTER to bind: what cannot be sent is an error to see, never dropped in silence.
+
+    With `handover` whoever comes back is let in at once, though the old connection may not be known to be dead.
+    """
     socket = _configure(context.socket(zmq.ROUTER))
     socket.set(zmq.ROUTER_MANDATORY, 1)
+    socket.set(zmq.ROUTER_HANDOVER, int(handover))
     return socket
 
 
@@ -67,14 +73,63 @@ def receive(socket: zmq.Socket[bytes], *, routed: bool = True, wait: bool = Fals
     if routed:
         frames.append(socket.recv(flags))
         flags = _LAST
+    _rest(socket, frames, flags)
+    return frames
+
+
+def receive_from(socket: zmq.Socket[bytes], *, wait: bool = False) -> tuple[list[bytes], int]:
+    """Return what `receive` does, of a ROUTER, and the number of the connection that it came along.
+
+    That number is -1 where the peer speaks so old a protocol that libzmq does not know.
+    """
+    frames = [socket.recv(0 if wait else _LAST)]
+    frame = _rest(socket, frames, _LAST)
+    try:
+        return frames, int(frame.get(zmq.SRCFD))
+    except zmq.ZMQError:
+        return frames, -1
+
+
+def _rest(socket: zmq.Socket[bytes], frames: list[bytes], flags: int) -> zmq.Frame:
+    """Append the message's frames from here on; return the first of them."""
     # A Frame knows whether it is the last: cheaper than to ask the socket.
-    frame = socket.recv(flags, copy=False)
+    first = frame = socket.recv(flags, copy=False)
     frames.append(frame.bytes)
     while frame.more:
         frame = socket.recv(_LAST, copy=False)
         if len(frames) < _FRAMES_MAX:
             frames.append(frame.bytes)
-    return frames
+    return first
+
+
+def disconnections(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """Return the monitor of a listener: `gone` reads from it which connections went down."""
+    return socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+
+
+def gone(monitor: zmq.Socket[bytes]) -> list[int]:
+    """Return the numbers of the connections that went down since the last call."""
+    return [value for _, value in _events(monitor)]
+
+
+def connections(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
+    """Return the monitor of a caller, to poll: `states` reads from it."""
+    return socket.get_monitor_socket(zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED)
+
+
+def states(monitor: zmq.Socket[bytes]) -> list[bool]:
+    """Return how the connection changed since the last call: True for up, False for down."""
+    return [event == zmq.EVENT_HANDSHAKE_SUCCEEDED for event, _ in _events(monitor)]
+
+
+def _events(monitor: zmq.Socket[bytes]) -> list[tuple[int, int]]:
+    found: list[tuple[int, int]] = []
+    while True:
+        try:
+            frames = receive(monitor, routed=False)
+        except zmq.Again:
+            return found
+        found.append(_EVENT.unpack(frames[0]))
 
 
 def connect(socket: zmq.Socket[bytes], endpoint: str, own: bytes, theirs: bytes) -> None:

@@ -9,7 +9,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from msgspec import DecodeError
+from msgspec import DecodeError, Struct
 from msgspec.msgpack import Decoder, Encoder
 
 from common.clock import Clock
@@ -54,6 +54,16 @@ def decode(frame: bytes, expected: type[Kind]) -> Kind:
     if check is not None:
         check(message)
     return message
+
+
+def pack(value: Struct | Clock) -> bytes:
+    """Return a value that lockd keeps in a file of its own, as msgpack."""
+    return _encode(value)
+
+
+def unpacker(kind: type[Kind]) -> Callable[[bytes], Kind]:
+    """Return the reader of what `pack` made of values of one type. It raises DecodeError of msgspec."""
+    return Decoder(kind).decode
 
 
 def encode_record(record: Record) -> bytes:
@@ -111,6 +121,7 @@ def _op_id(text: str) -> None:
 
 _KNOWN_MAX: Final = 4096
 _host, _hosts = _checks(is_host, "a host's name is malformed")
+_host_or_none, _ = _checks(lambda text: text == "" or is_host(text), "a host's name is malformed")
 _identifier, _identifiers = _checks(_is_identifier, "an id is malformed")
 _identifier_or_none, _ = _checks(lambda text: text == "" or _is_identifier(text), "an id is malformed")
 _file, _ = _checks(lambda name: file_name_problem(name) is None, "a file's name is malformed")
@@ -121,6 +132,8 @@ _endpoint, _ = _checks(
 _BY_NAME: Final[dict[str, Check]] = {
     "file": _file,
     "host": _host,
+    "hosts": _hosts,
+    "own_host": _host_or_none,
     "name": _host,
     "id": _op_id,
     "replica": _identifier_or_none,

@@ -24,6 +24,9 @@ def lockd(
         "lockd-data"
     ),
     ttl: Annotated[str, typer.Option(metavar="TIME", help="How long a session outlives its last message.")] = "3s",
+    rebuild: Annotated[
+        int, typer.Option(metavar="N", help="Its state was lost: take it from all N replicas there are.")
+    ] = 0,
 ) -> None:
     """The lock daemon of one group. Prints a line beginning with `ready`, serves until SIGINT or SIGTERM."""
     for endpoint in bind:
@@ -37,15 +40,16 @@ def lockd(
         raise wrong_use(f"--ttl: {error}") from None
     if not 100_000_000 <= ttl_ns <= 3_600_000_000_000:
         raise wrong_use(f"--ttl {ttl}: it is at least 100ms and at most 1h")
+    if rebuild < 0:
+        raise wrong_use(f"--rebuild {rebuild}: it is the number of replicas there are")
     from common.signals import Signals
     from lockd.server import Server
     from lockd.state import StateError
 
     signals = Signals()
-    server = Server(bind, Path(data), ttl_ns)
+    server = Server(bind, Path(data), ttl_ns, rebuild)
     try:
-        print(f"ready {' '.join(server.endpoints)} epoch {server.epoch}", flush=True)
-        server.serve(signals)
+        server.serve(signals, lambda line: print(line, flush=True))
     except StateError as error:
         raise CommandError(EXIT_CRASHED, str(error)) from None
     finally:

@@ -31,6 +31,7 @@ from common.messages import (
     Drop,
     Ended,
     FromLockd,
+    GiveUp,
     Goodbye,
     Grant,
     Hello,
@@ -45,6 +46,7 @@ from common.messages import (
     Released,
     ReplicaHello,
     Report,
+    Resume,
     Settle,
     Stale,
     ToLockd,
@@ -53,15 +55,17 @@ from common.messages import (
 )
 from common.names import client_name_problem, file_name_problem, lock_name_problem
 from common.records import EMPTY, Version
-from common.tokens import format_token, make_token
+from common.tokens import format_token, make_token, token_epoch
 from lockd.effects import (
     Change,
     Durable,
     Effect,
     InSyncChanged,
+    KeepClocks,
     LogGrant,
     Note,
     Persist,
+    Rebuilt,
     ReplicaSeen,
     Send,
     SessionEnded,
@@ -69,6 +73,8 @@ from lockd.effects import (
 )
 from lockd.locks import FileState, Hold, Lock, Waiter, new_file
 
+_RECONNECT_NS: Final = 30_000_000
+"""A client whose connection is down has so long to come back; one that lives needs half of it on one machine."""
 _STALL_NS: Final = 200_000_000
 """A timer that fires so late tells that lockd itself was stalled, not its clients."""
 
@@ -85,6 +91,7 @@ class Session:
     hello: int
     member: Member | None
     deadline_ns: int
+    connected: bool = True
     waits: dict[int, str] = field(default_factory=dict)
     holds: dict[int, str] = field(default_factory=dict)
     answers: OrderedDict[int, FromLockd] = field(default_factory=OrderedDict)
@@ -107,10 +114,32 @@ class Lockd:
         self._by_replica: dict[str, Session] = {}
         self._timers: list[tuple[int, int, int]] = []
         self._out: list[Effect] = []
+        self._expected = dict(durable.sessions)
+        self._voided = tuple(durable.holds)
+        self._rebuild = durable.rebuild
+        self._survivors: dict[str, tuple[bytes, Hello]] = {}
+        self._early: dict[tuple[int, int], tuple[Acquire, int]] = {}
+        self.waiters = 0
         for file, in_sync in durable.in_sync.items():
-            self.locks[file] = Lock(file, "file", FileState(in_sync))
+            writers, readers = durable.clocks.get(file, ({}, {}))
+            self.locks[file] = Lock(file, "file", FileState(in_sync), writers_clock=writers, readers_clock=readers)
 
     # Entry points
+
+    def begin(self, now_ns: int) -> list[Effect]:
+        """Void what the last lockd had granted, and wait for its sessions: until all are back, a ttl at the most."""
+        self._out = []
+        for line in self._voided:
+            held_ms = f"{max(0, now_ns // 1000 - line.time_us) / 1e3:.3f}"
+            more = (("held_ms", held_ms),)
+            self._out.append(
+                LogGrant(GrantLine(now_ns // 1000, "expiry", line.lock, line.mode, line.token, line.client, more))
+            )
+        if self._expected:
+            heapq.heappush(self._timers, (now_ns + self.ttl_ns, 0, 0))
+            names = ", ".join(sorted(session.name for session in self._expected.values()))
+            self._out.append(Note(f"waiting, {self.ttl_ns / 1e9:g} s at the most, for the sessions of {names}"))
+        return self._out
 
     def deadline_ns(self) -> int | None:
         """Return when `handle_timer` wants to be called, or None."""
@@ -127,6 +156,8 @@ class Lockd:
                 self._end(leaving, "it said goodbye", now_ns)
             return self._out
         if message.epoch != self.epoch:
+            if isinstance(message, Goodbye):
+                self._arrived(now_ns, {message.session} & self._expected.keys())
             self._send(route, Stale(self.epoch))
             return self._out
         session = self.sessions.get(message.session)
@@ -134,9 +165,11 @@ class Lockd:
             self._send(route, Ended(self.epoch, message.session, "this session is not open"))
             return self._out
         session.deadline_ns = now_ns + self.ttl_ns
+        if not session.connected:
+            self._reconnected(session, now_ns)
         match message:
             case Acquire():
-                self._acquire(session, message, now_ns)
+                self._acquire(session, message, now_ns, now_ns)
             case Release():
                 self._release(session, message, now_ns)
             case Ping():
@@ -147,10 +180,28 @@ class Lockd:
                 self._drop(session, message, now_ns)
             case Report():
                 self._report(session, message, now_ns)
+            case GiveUp():
+                self._give_up(session, message, now_ns)
+            case Resume():
+                self._resume(session, message, now_ns)
             case Goodbye():
                 self._end(session, "it said goodbye", now_ns)
             case _:
                 assert_never(message)
+        return self._out
+
+    def disconnected(self, route: bytes, now_ns: int) -> list[Effect]:
+        """Take in that the connection along `route` is down: its client is dead, or back in a moment.
+
+        Until then nothing is granted to it. A lock without a file protects what we cannot see, so that its
+        holder keeps its whole lease.
+        """
+        self._out = []
+        for session in [session for session in self.sessions.values() if session.route == route]:
+            session.connected = False
+            if all(self.locks[name].file for name in session.holds.values()):
+                session.deadline_ns = min(session.deadline_ns, now_ns + _RECONNECT_NS)
+                heapq.heappush(self._timers, (session.deadline_ns, session.id, 0))
         return self._out
 
     def handle_timer(self, now_ns: int) -> list[Effect]:
@@ -164,6 +215,9 @@ class Lockd:
                 session.deadline_ns = max(session.deadline_ns + stall_ns, now_ns + self.ttl_ns // 2)
         while self._timers and self._timers[0][0] <= now_ns:
             _, session_id, request = heapq.heappop(self._timers)
+            if session_id == 0:
+                self._arrived(now_ns, set(self._expected))
+                continue
             due = self.sessions.get(session_id)
             if due is None:
                 continue
@@ -175,7 +229,8 @@ class Lockd:
             elif due.deadline_ns > now_ns:
                 heapq.heappush(self._timers, (due.deadline_ns, session_id, 0))
             else:
-                self._end(due, f"its lease of {self.ttl_ns / 1e9:g} s ran out", now_ns)
+                lost = f"its lease of {self.ttl_ns / 1e9:g} s ran out"
+                self._end(due, lost if due.connected else "its connection is down", now_ns)
         return self._out
 
     def stop(self, now_ns: int) -> list[Effect]:
@@ -189,11 +244,63 @@ class Lockd:
 
     # Sessions
 
+    @property
+    def rebuilding(self) -> bool:
+        """Tell whether replicas are still missing from which to rebuild the state."""
+        return self._rebuild > 0
+
+    def _survived(self, route: bytes, hello: Hello, now_ns: int) -> None:
+        """Take in a replica of a group whose lockd has lost its state; begin when all are here."""
+        replica = hello.replica
+        if replica is None or not replica.own_host or not hello.group:
+            problem = "lockd has lost its state, and waits for the replicas to rebuild it from; try again later"
+            self._send(route, Refused(self.epoch, hello.request, problem))
+            return
+        if any(other.group != hello.group for _, other in self._survivors.values()):
+            problem = "lockd is being rebuilt from replicas of another group"
+            self._send(route, Refused(self.epoch, hello.request, problem))
+            return
+        if replica.replica not in self._survivors:
+            self._out.append(Note(f"{replica.own_host} is here, {len(self._survivors) + 1} of {self._rebuild}"))
+        self._survivors[replica.replica] = route, hello
+        if len(self._survivors) < self._rebuild:
+            return
+        survivors, self._survivors, self._rebuild = list(self._survivors.values()), {}, 0
+        self.group = hello.group
+        self.epoch = 1 + max(max(other.epoch, token_epoch(other.highest_token)) for _, other in survivors)
+        changes: list[Change] = [Rebuilt(self.group, self.epoch)]
+        heads: dict[str, list[tuple[int, int, bytes, str]]] = {}
+        for _, other in survivors:
+            assert other.replica is not None
+            own = other.replica
+            seen = ReplicaSeen(own.replica, other.name, own.own_host, own.start_count, other.incarnation)
+            self._replicas[own.replica] = seen
+            changes.append(seen)
+            for file, head in own.heads.items():
+                version = head.version
+                heads.setdefault(file, []).append((head.follows, version.seq, version.hash, own.replica))
+        for file, known in sorted(heads.items()):
+            # What a newer token's holder had taken over stands behind what an older one may have left.
+            most = max(known)[:3]
+            in_sync = tuple([replica for *head, replica in known if tuple(head) == most])
+            self.locks[file] = Lock(file, "file", FileState(in_sync))
+            changes.append(InSyncChanged(file, in_sync))
+        self._persist(*changes)
+        self._out.append(Note(f"rebuilt from {len(survivors)} replicas: {len(heads)} files, epoch {self.epoch}"))
+        for survivor, other in survivors:
+            self._hello(survivor, other, now_ns)
+
     def _hello(self, route: bytes, hello: Hello, now_ns: int) -> None:
+        if self._rebuild:
+            self._survived(route, hello, now_ns)
+            return
         running = self._by_name.get(hello.name)
         if running and running.incarnation == hello.incarnation and running.hello == hello.request:
             running.route, running.deadline_ns = route, now_ns + self.ttl_ns
             self._send(route, self._welcome(running, now_ns))
+            self._tell_what_to_learn(running)
+            if not running.connected:
+                self._reconnected(running, now_ns)
             return
         replica = hello.replica
         replica_id, known = self._identify(replica, hello.incarnation) if replica else ("", None)
@@ -237,6 +344,46 @@ class Lockd:
         if member and replica:
             self._tell_view(session)
             self._take_heads(member.replica, replica, now_ns)
+        back = [
+            number
+            for number, expected in self._expected.items()
+            if (expected.replica == member.replica if member else expected.name == hello.name)
+        ]
+        self._arrived(now_ns, set(back))
+
+    def _arrived(self, now_ns: int, numbers: set[int]) -> None:
+        """Expect these sessions of the last lockd no more; go to work when no other is expected."""
+        if not numbers:
+            return
+        for number in numbers:
+            del self._expected[number]
+        self._persist(*[SessionEnded(number) for number in sorted(numbers)])
+        if self._expected:
+            return
+        early, self._early = self._early, {}
+        for (number, _), (acquire, since_ns) in early.items():
+            if (session := self.sessions.get(number)) is not None:
+                self._acquire(session, acquire, since_ns, now_ns)
+        for lock in list(self.locks.values()):
+            self._advance(lock, now_ns)
+
+    def _reconnected(self, session: Session, now_ns: int) -> None:
+        session.connected = True
+        for name in set(session.waits.values()):
+            self._advance(self.locks[name], now_ns)
+
+    def _tell_what_to_learn(self, session: Session) -> None:
+        replica = session.member.replica if session.member else ""
+        for lock in self.locks.values():
+            if replica and lock.file and replica not in lock.file.in_sync:
+                self._send(session.route, self._learn(lock, lock.file, replica))
+
+    def _resume(self, session: Session, message: Resume, now_ns: int) -> None:
+        """Say again what the old connection may have lost and nobody asks for."""
+        if session.member is not None:
+            self._send(session.route, View(self.epoch, self._view()))
+            self._tell_what_to_learn(session)
+        self._send(session.route, Pong(self.epoch, message.request, now_ns // 1000))
 
     def _identify(self, replica: ReplicaHello, incarnation: str) -> tuple[str, ReplicaSeen | None]:
         """Return the replica id in force, and what is known of it.
@@ -256,7 +403,10 @@ class Lockd:
         if hello.replica and not hello.replica.replica:
             return "its replica has no id"
         if hello.group not in ("", self.group):
-            return "its data directory belongs to another group; use an empty one"
+            return (
+                "its data directory belongs to another group; use an empty one "
+                "(or has lockd lost its state? start it with --rebuild)"
+            )
         if hello.epoch > self.epoch or hello.highest_token > make_token(self.epoch, self._counter):
             return (
                 f"lockd's state is older than what {hello.name} has seen (epoch {self.epoch} against "
@@ -309,9 +459,8 @@ class Lockd:
         self._persist(SessionEnded(session.id))
         self._out.append(Note(f"session {session.id} of {session.host} is over: {why}"))
         touched: dict[str, Lock] = {}
-        for request, name in session.waits.items():
-            lock = touched[name] = self.locks[name]
-            del lock.queue[session.id, request]
+        for request, name in list(session.waits.items()):
+            touched[name] = self._dequeue(session, request)
         for token, name in session.holds.items():
             lock = touched[name] = self.locks[name]
             hold = lock.holds.pop(token)
@@ -335,7 +484,7 @@ class Lockd:
 
     # Locks
 
-    def _acquire(self, session: Session, message: Acquire, now_ns: int) -> None:
+    def _acquire(self, session: Session, message: Acquire, since_ns: int, now_ns: int) -> None:
         request = message.request
         if request in session.waits:
             return
@@ -346,6 +495,9 @@ class Lockd:
         if problem:
             self._answer(session, request, Refused(self.epoch, request, problem))
             return
+        if self._expected:
+            self._early.setdefault((session.id, request), (message, since_ns))
+            return
         lock = self.locks.get(message.lock)
         if lock is None:
             lock = self.locks[message.lock] = Lock(message.lock, message.kind)
@@ -353,14 +505,23 @@ class Lockd:
                 in_sync = tuple(sorted(self._by_replica))
                 lock.file = new_file(in_sync)
                 self._persist(InSyncChanged(lock.name, in_sync))
-        lock.queue[session.id, request] = Waiter(session.id, request, message.mode, now_ns)
+        lock.queue[session.id, request] = Waiter(session.id, request, message.mode, since_ns)
         session.waits[request] = lock.name
+        self.waiters += 1
         self._advance(lock, now_ns)
         if request in session.waits:
-            if message.wait_ms == 0:
+            deadline_ns = since_ns + message.wait_ms * 1_000_000
+            if deadline_ns <= now_ns:
                 self._wait_over(session, request, now_ns)
             else:
-                heapq.heappush(self._timers, (now_ns + message.wait_ms * 1_000_000, session.id, request))
+                heapq.heappush(self._timers, (deadline_ns, session.id, request))
+
+    def _dequeue(self, session: Session, request: int) -> Lock:
+        """Take a waiter out of its queue; return the lock."""
+        lock = self.locks[session.waits.pop(request)]
+        del lock.queue[session.id, request]
+        self.waiters -= 1
+        return lock
 
     def _acquire_problem(self, session: Session, message: Acquire) -> str | None:
         lock = self.locks.get(message.lock)
@@ -390,6 +551,8 @@ class Lockd:
 
     def _advance(self, lock: Lock, now_ns: int) -> None:
         """Grant to whoever stands first and can be served, as long as that is possible."""
+        if self._expected:
+            return
         file = lock.file
         if file and not lock.holds:
             self._admit_equals(lock, file)
@@ -404,7 +567,8 @@ class Lockd:
             if not lock.holds and not lock.queue:
                 self.locks.pop(lock.name, None)
         elif not lock.holds:
-            if file.clean == EMPTY and not (lock.queue or lock.writers_clock or lock.readers_clock or file.reports):
+            untouched = file.clean == EMPTY and not file.clean_token
+            if untouched and not (lock.queue or lock.writers_clock or lock.readers_clock or file.reports):
                 # Nothing ever happened to it: the op that named it has failed.
                 if self.locks.pop(lock.name, None) is not None:
                     self._persist(InSyncChanged(lock.name, ()))
@@ -417,39 +581,42 @@ class Lockd:
         Without that, the next grant would always come before its report, and it would starve.
         """
         for waiter in lock.queue.values():
-            member = self.sessions[waiter.session].member
+            session = self.sessions[waiter.session]
+            if not session.connected:
+                continue
+            member = session.member
             if file.clean is None or member is None or member.replica in file.in_sync:
                 return False
             learn = self._learn(lock, file, member.replica)
             if waiter.patience_ns is None and learn.sources:
                 waiter.patience_ns = now_ns + self.ttl_ns // 3
                 heapq.heappush(self._timers, (waiter.patience_ns, waiter.session, -waiter.request))
-                self._send(self.sessions[waiter.session].route, learn)
+                self._send(session.route, learn)
             if waiter.patience_ns is not None and now_ns < waiter.patience_ns:
                 return True
         return False
 
     def _first(self, lock: Lock) -> Waiter | None:
         for waiter in lock.queue.values():
+            session = self.sessions[waiter.session]
+            if not session.connected:
+                continue
             if lock.file is None:
                 return waiter
-            member = self.sessions[waiter.session].member
+            member = session.member
             if member and member.replica in lock.file.in_sync:
                 return waiter
         return None
 
     def _grant(self, lock: Lock, waiter: Waiter, mode: Mode, now_ns: int) -> None:
         session = self.sessions[waiter.session]
-        del lock.queue[waiter.session, waiter.request]
-        del session.waits[waiter.request]
+        self._dequeue(session, waiter.request)
         self._counter += 1
         token = make_token(self.epoch, self._counter)
         clean: Version | None = EMPTY
         in_sync: tuple[str, ...] = ()
         learners: tuple[str, ...] = ()
         if lock.file:
-            if mode == "exclusive":
-                self._set_in_sync(lock, tuple([r for r in lock.file.in_sync if r in self._by_replica]))
             clean, in_sync = lock.file.clean, lock.file.in_sync
             learners = tuple([replica for replica in self._by_replica if replica not in in_sync])
             lock.file.settle_asked = False
@@ -501,6 +668,8 @@ class Lockd:
             lock.writers_clock, lock.readers_clock = merge(lock.writers_clock, message.clock), {}
         else:
             lock.readers_clock = merge(lock.readers_clock, message.clock)
+        if message.clock:
+            self._out.append(KeepClocks(lock.name, lock.writers_clock, lock.readers_clock))
         self._let_go(lock, hold, message.version, message.acked, now_ns)
         if message.confirm:
             self._answer(session, message.request, Released(self.epoch, message.request, True))
@@ -524,10 +693,9 @@ class Lockd:
             file.clean = None
 
     def _cancel(self, session: Session, request: int, now_ns: int) -> None:
-        if (name := session.waits.pop(request, None)) is not None:
-            lock = self.locks[name]
-            del lock.queue[session.id, request]
-            self._advance(lock, now_ns)
+        self._early.pop((session.id, request), None)
+        if request in session.waits:
+            self._advance(self._dequeue(session, request), now_ns)
             return
         for token, name in session.holds.items():
             lock = self.locks[name]
@@ -540,11 +708,9 @@ class Lockd:
                 return
 
     def _wait_over(self, session: Session, request: int, now_ns: int) -> None:
-        name = session.waits.pop(request, None)
-        if name is None:
+        if request not in session.waits:
             return
-        lock = self.locks[name]
-        del lock.queue[session.id, request]
+        lock = self._dequeue(session, request)
         self._answer(session, request, Refused(self.epoch, request, f"no grant in time: {self._why(lock, session)}"))
         # Those behind may go together with the holders that it had to wait for.
         self._advance(lock, now_ns)
@@ -626,6 +792,7 @@ class Lockd:
         if replica in lock.file.in_sync:
             self._send(session.route, Admitted(self.epoch, message.file))
         else:
+            lock.file.settle_asked = False  # whom we have asked may never have heard of it
             self._consider(lock, lock.file, replica, message.version, message.follows, now_ns)
 
     def _consider(
@@ -663,6 +830,42 @@ class Lockd:
         for replica in dropped:
             if replica in self._by_replica:
                 self._send(self._by_replica[replica].route, self._learn(lock, file, replica))
+
+    def _give_up(self, session: Session, message: GiveUp, now_ns: int) -> None:
+        """Go on without a file's in-sync replicas, all of them absent, from the live ones that have the most of it."""
+        lock = self.locks.get(message.file)
+        problem, best = self._give_up_problem(lock, message)
+        if lock is None or problem:
+            self._answer(session, message.request, Refused(self.epoch, message.request, problem))
+            return
+        lost = ", ".join(sorted(message.hosts))
+        self._set_in_sync(lock, best)
+        self._out.append(Note(f"{session.name} gave up what {lost} alone had of {lock.name}"))
+        self._answer(session, message.request, InSync(self.epoch, message.request, True, best))
+        assert lock.file is not None
+        lock.file.clean = None
+        for replica in best:
+            lock.file.reports.pop(replica, None)
+            self._send(self._by_replica[replica].route, Admitted(self.epoch, lock.name))
+        self._advance(lock, now_ns)
+
+    def _give_up_problem(self, lock: Lock | None, message: GiveUp) -> tuple[str, tuple[str, ...]]:
+        """Return what speaks against it, and who has the most of the file: its head follows the largest token."""
+        if lock is None or lock.file is None:
+            return f"{message.file} is no file of this group", ()
+        live = [replica for replica in lock.file.in_sync if replica in self._by_replica]
+        if live:
+            names = ", ".join(self._replicas[replica].host for replica in live)
+            return f"nothing of {lock.name} is lost: {names} is in sync with it, and here", ()
+        absent = {self._replicas[replica].host for replica in lock.file.in_sync}
+        if absent != set(message.hosts):
+            return f"in sync with {lock.name} are {', '.join(sorted(absent))}; name them all", ()
+        heads = {r: head for r, head in lock.file.reports.items() if r in self._by_replica}
+        if not heads:
+            return f"no replica that is here has reported what it has of {lock.name}; start one, and try again", ()
+        most = max((follows, version.seq, version.hash) for version, follows in heads.values())
+        best = [r for r, (version, follows) in heads.items() if (follows, version.seq, version.hash) == most]
+        return "", tuple(best)
 
     # Effects
 

@@ -7,6 +7,7 @@ change that a crash could take back.
 from dataclasses import dataclass as mutable_dataclass
 from dataclasses import field
 
+from common.clock import Clock
 from common.grantlog import GrantLine
 from common.messages import FromLockd
 from common.values import Value
@@ -43,18 +44,34 @@ class InSyncChanged(Value, frozen=True):
     replicas: tuple[str, ...]
 
 
-Change = ReplicaSeen | SessionOpened | SessionEnded | InSyncChanged
+class Rebuilt(Value, frozen=True):
+    """The state was lost: this is the group of its replicas, and an epoch behind every one of theirs."""
+
+    group: str
+    epoch: int
+
+
+Change = Rebuilt | ReplicaSeen | SessionOpened | SessionEnded | InSyncChanged
 
 
 @mutable_dataclass(slots=True)
 class Durable:
-    """What lockd knows at its start: `epoch` is the new one, already on disk."""
+    """What lockd knows at its start: `epoch` is the new one, already on disk.
+
+    `sessions` were open when the last lockd ended, `holds` (their grants) in force; `clocks` are what each lock's
+    writers and readers left. The last two are written behind: a power cut can take their ends. With `rebuild` all this
+    was lost: it is taken from that many replicas.
+    """
 
     group: str
     epoch: int
     last_session: int = 0
     replicas: dict[str, ReplicaSeen] = field(default_factory=dict)
     in_sync: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    sessions: dict[int, SessionOpened] = field(default_factory=dict)
+    holds: list[GrantLine] = field(default_factory=list)
+    clocks: dict[str, tuple[Clock, Clock]] = field(default_factory=dict)
+    rebuild: int = 0
 
 
 class Persist(Value, frozen=True):
@@ -76,10 +93,18 @@ class LogGrant(Value, frozen=True):
     line: GrantLine
 
 
+class KeepClocks(Value, frozen=True):
+    """Keep what a lock's writers and readers left, without waiting for the disk."""
+
+    lock: str
+    writers: Clock
+    readers: Clock
+
+
 class Note(Value, frozen=True):
     """Write one line to lockd.log."""
 
     text: str
 
 
-Effect = Persist | Send | LogGrant | Note
+Effect = Persist | Send | LogGrant | KeepClocks | Note

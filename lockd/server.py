@@ -2,53 +2,62 @@
 
 import os
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, assert_never
 
 import zmq
 
 from common.diagnostics import Diagnostics, Strangers
-from common.errors import EXIT_CRASHED, CommandError, refused
-from common.grantlog import GrantLine, format_grant
+from common.errors import refused
 from common.limits import QUEUE_MESSAGES_MAX
 from common.messages import ToLockd
 from common.moments import SteadyClock
 from common.signals import Signals
-from common.sockets import listener, receive, send
+from common.sockets import disconnections, gone, listener, receive_from, send
 from common.wire import WireError, decode, encode
+from lockd.behind import Behind
 from lockd.core import Lockd
-from lockd.effects import Effect, LogGrant, Note, Persist, Send
+from lockd.effects import Effect, KeepClocks, LogGrant, Note, Persist, Send
 from lockd.state import State, StateError
 
 _WAIT_MS_MAX: Final = 512
-_LINES_MAX: Final = 64
-_LINES_MS_MAX: Final = 16
-_LINES_US_MAX: Final = 100_000
-"""So many lines of grants.log, and so long, wait at most for 16 ms without messages; a kill can take them."""
+_BEHIND_MS_MAX: Final = 16
+_BEHIND_NS_MAX: Final = 100_000_000
+"""What is written behind waits for 16 ms without messages, and so long at the most."""
+_LOOK_MS: Final = 8
+"""How often to look for connections that went down while somebody waits for a lock."""
+_WANTED_NS: Final = 1_000_000_000
+"""Where somebody waited for a lock, others will within so long."""
 _IPC: Final = "ipc://"
 
 
 class Server:
     """A bound lockd: `serve` runs it until a signal asks it to end."""
 
-    def __init__(self, binds: list[str], data: Path, ttl_ns: int) -> None:
-        """Open the data directory and bind. Raises CommandError with what, why and what to do."""
+    def __init__(self, binds: list[str], data: Path, ttl_ns: int, rebuild: int = 0) -> None:
+        """Open the data directory and bind; with `rebuild` take the lost state from that many replicas.
+
+        Raises CommandError with what, why and what to do.
+        """
         try:
             if (data / "events.log").exists():
                 raise refused(f"{data} is a client's data directory; choose another --data")
             data.mkdir(parents=True, exist_ok=True)
             self._log = Diagnostics(data / "lockd.log")
-            self._grants = os.open(data / "grants.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         except FileExistsError:
             raise refused(f"{data} cannot be used (it is not a directory); choose another --data") from None
         except OSError as error:
             raise refused(f"{data} cannot be used ({error.strerror}); choose another --data") from None
         try:
             self._state = State.open(data / "state")
+            self._behind = Behind(data)
         except StateError as error:
             raise refused(str(error)) from None
+        except OSError as error:
+            raise refused(f"{data} cannot be used ({error.strerror}); choose another --data") from None
         self._context = zmq.Context[zmq.Socket[bytes]]()
-        self._socket = listener(self._context)
+        self._socket = listener(self._context, handover=True)
         self.endpoints: list[str] = []
         for bind in binds:
             try:
@@ -64,51 +73,71 @@ class Server:
             endpoint = self._socket.get(zmq.LAST_ENDPOINT)
             assert isinstance(endpoint, bytes)
             self.endpoints.append(endpoint.rstrip(b"\0").decode())
+        self._downs = disconnections(self._socket)
         try:
-            self._core = Lockd(self._state.begin(), ttl_ns)
+            durable = self._state.begin()
         except StateError as error:
             raise refused(str(error)) from None
-        self.epoch = self._core.epoch
+        if rebuild and durable.replicas:
+            raise refused(f"{data} holds the state of a group; --rebuild is for an empty --data")
+        durable.holds, durable.clocks, durable.rebuild = self._behind.holds, self._behind.clocks, rebuild
+        self._core = Lockd(durable, ttl_ns)
         self._clock = SteadyClock()
         self._strangers = Strangers()
+        self._routes: dict[int, bytes] = {}
+        self._connections: dict[bytes, int] = {}
         self._wait_ms = -1
-        self._lines: list[GrantLine] = []
+        self._behind_ns = self._wanted_ns = self._look_ns = 0
 
-    def serve(self, signals: Signals) -> None:
-        """Serve until SIGINT or SIGTERM; then end in good order."""
-        self._log.note(f"epoch {self.epoch} begins on {', '.join(self.endpoints)}")
+    def serve(self, signals: Signals, ready: Callable[[str], None]) -> None:
+        """Serve until SIGINT or SIGTERM; then end in good order. Say `ready` when locks can be had."""
+        said = False
+        self._log.note(f"epoch {self._core.epoch} begins on {', '.join(self.endpoints)}")
+        for note in self._behind.notes:
+            self._log.note(note)
+        self._do(self._core.begin(self._clock.now_ns()))
         while signals.caught is None:
+            if not said and not self._core.rebuilding:
+                ready(f"ready {' '.join(self.endpoints)} epoch {self._core.epoch}")
+                said = True
             now_ns, deadline_ns = self._clock.now_ns(), self._core.deadline_ns()
             left_ns = _WAIT_MS_MAX * 1_000_000 if deadline_ns is None else deadline_ns - now_ns
-            if self._lines and now_ns // 1000 - self._lines[0].time_us > _LINES_US_MAX:
-                self._write_lines()
+            if self._behind.waiting and now_ns - self._behind_ns > _BEHIND_NS_MAX:
+                self._write_behind(now_ns)
+            if now_ns >= self._look_ns:
+                self._look(now_ns)
             if left_ns <= 0:
                 self._drain()
                 self._do(self._core.handle_timer(self._clock.now_ns()))
                 continue
-            most_ms = _LINES_MS_MAX if self._lines else _WAIT_MS_MAX
+            most_ms = _BEHIND_MS_MAX if self._behind.waiting else _WAIT_MS_MAX
+            if self._core.waiters:
+                self._wanted_ns = now_ns
+            if now_ns - self._wanted_ns < _WANTED_NS:
+                most_ms = _LOOK_MS
             left_ms = left_ns // 1_000_000 + 1
             # In steps of a power of two, so that the option seldom changes.
             self._wait_at_most(most_ms if left_ms >= most_ms else 1 << left_ms.bit_length() - 1)
-            frames = signals.receive(self._socket)
-            if frames is not None:
-                self._take_in(frames)
-            elif self._lines:
-                self._write_lines()
+            received = signals.receive_from(self._socket)
+            if received is not None:
+                self._take_in(*received)
+            elif self._behind.waiting:
+                self._write_behind(now_ns)
         self._do(self._core.stop(self._clock.now_ns()))
-        self._write_lines()
+        self._behind.flush()
         malformed = f"; {self._strangers.total} malformed messages were dropped" if self._strangers.total else ""
-        self._log.note(f"epoch {self.epoch} ends{malformed}")
+        self._log.note(f"epoch {self._core.epoch} ends{malformed}")
 
     def close(self) -> None:
         """Close socket, state and logs."""
+        self._socket.disable_monitor()
         self._context.destroy(linger=200)
         for endpoint in self.endpoints:
             if endpoint.startswith(_IPC):
                 Path(endpoint.removeprefix(_IPC)).unlink(missing_ok=True)
         self._state.close()
         self._log.close()
-        os.close(self._grants)
+        self._behind.close()
 
     def _wait_at_most(self, wait_ms: int) -> None:
         """Let the next receive wait so long."""
@@ -125,13 +154,26 @@ class Server:
     def _receive_now(self) -> bool:
         """Take in one message if there is one; return whether there was."""
         try:
-            frames = receive(self._socket)
+            received = receive_from(self._socket)
         except zmq.Again:
             return False
-        self._take_in(frames)
+        self._take_in(*received)
         return True
 
-    def _take_in(self, frames: list[bytes]) -> None:
+    def _look(self, now_ns: int) -> None:
+        """Take in which connections went down: what is of their clients' leases is for the core to say."""
+        self._look_ns = now_ns + _LOOK_MS * 1_000_000
+        for connection in gone(self._downs):
+            route = self._routes.pop(connection, None)
+            if route is not None and self._connections.get(route) == connection:
+                del self._connections[route]
+                self._do(self._core.disconnected(route, now_ns))
+
+    def _take_in(self, frames: list[bytes], connection: int) -> None:
+        if self._routes.get(connection) != frames[0] and connection >= 0:
+            # The number may be that of an older connection: its end has to be taken in first.
+            self._look(self._clock.now_ns())
+            self._routes[connection], self._connections[frames[0]] = frames[0], connection
         try:
             if len(frames) != 2:
                 raise WireError(f"it has {len(frames) - 1} frames, not one")
@@ -148,9 +190,9 @@ class Server:
                 case Send():
                     self._send(effect.route, encode(effect.message))
                 case LogGrant():
-                    self._lines.append(effect.line)
-                    if len(self._lines) >= _LINES_MAX:
-                        self._write_lines()
+                    self._behind.line(effect.line)
+                case KeepClocks():
+                    self._behind.keep(effect)
                 case Persist():
                     self._state.write(effect.changes)
                 case Note():
@@ -158,16 +200,10 @@ class Server:
                 case _:
                     assert_never(effect)
 
-    def _write_lines(self) -> None:
-        """Write what came up for grants.log: in a moment without messages, for their senders wait for us."""
-        text = "".join([format_grant(line) + "\n" for line in self._lines])
-        self._lines.clear()
-        try:
-            os.write(self._grants, text.encode())
-        except OSError as error:
-            raise CommandError(
-                EXIT_CRASHED, f"grants.log cannot be written ({error.strerror}); make room, start again"
-            ) from None
+    def _write_behind(self, now_ns: int) -> None:
+        """Write what came up: in a moment without messages, for their senders wait for us."""
+        self._behind.flush()
+        self._behind_ns = now_ns
 
     def _send(self, route: bytes, frame: bytes) -> None:
         try:

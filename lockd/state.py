@@ -5,7 +5,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final, assert_never
 
-from lockd.effects import Change, Durable, InSyncChanged, ReplicaSeen, SessionEnded, SessionOpened
+from lockd.effects import Change, Durable, InSyncChanged, Rebuilt, ReplicaSeen, SessionEnded, SessionOpened
 
 FORMAT: Final = 1
 
@@ -75,17 +75,18 @@ class State:
             raise StateError(f"{path} has format {found}, this lockd reads {FORMAT}; use the lockd that wrote it")
 
     def begin(self) -> Durable:
-        """Bump the epoch durably, end what sessions the last run left, and return what is known."""
+        """Bump the epoch durably, and return what is known."""
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
-            self._connection.execute("DELETE FROM sessions")
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise StateError(f"{self._path} cannot be written ({error}); make room on the disk") from None
         durable = Durable(str(self._meta("group")), self._number("epoch"), self._number("session"))
         for row in self._connection.execute("SELECT * FROM replicas"):
             durable.replicas[row[0]] = ReplicaSeen(*row)
+        for row in self._connection.execute("SELECT * FROM sessions"):
+            durable.sessions[row[0]] = SessionOpened(*row)
         for file, replica in self._connection.execute("SELECT file, replica FROM in_sync ORDER BY file, position"):
             durable.in_sync[file] = (*durable.in_sync.get(file, ()), replica)
         return durable
@@ -97,6 +98,9 @@ class State:
             execute("BEGIN IMMEDIATE")
             for change in changes:
                 match change:
+                    case Rebuilt(group, epoch):
+                        execute("UPDATE meta SET value = ? WHERE key = 'group'", (group,))
+                        execute("UPDATE meta SET value = ? WHERE key = 'epoch'", (epoch,))
                     case SessionOpened(session, name, replica):
                         execute("INSERT INTO sessions VALUES (?, ?, ?)", (session, name, replica))
                         execute("UPDATE meta SET value = ? WHERE key = 'session'", (session,))

@@ -1,13 +1,9 @@
 """Histories of one file for the tests of the storage: a dumb model, and the changes that lead to each state."""
 
-import errno
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from random import Random
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -16,7 +12,6 @@ from hypothesis import strategies as st
 import client.journal
 from client.effects import FileState, Persist
 from client.journal import Durability, Journal
-from client.plainfiles import PlainFiles
 from common.messages import Head
 from common.records import EMPTY, Record, Verb, Version, splice
 from common.tokens import make_token
@@ -163,56 +158,6 @@ def syncing_every(ops: int) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(client.journal, "SYNC_OPS", ops)
         yield
-
-
-def tell_and_keep_states(journal: Journal, directory: Path, steps: Sequence[Step]) -> tuple[Story, list[bytes]]:
-    """Do the steps; return the model, and all that the plain file was since it was last synced."""
-    states: list[bytes] = [b""]
-    sync = PlainFiles.sync
-
-    def synced(files: PlainFiles, file: str) -> None:
-        sync(files, file)
-        states[:] = [plain(directory)]
-
-    story = Story()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(PlainFiles, "sync", synced)
-        for step in steps:
-            journal.write(story.change(*step.edits, back=step.back))
-            states.append(plain(directory))
-    return story, states
-
-
-def after_power_cuts(states: Sequence[bytes], mix: Random) -> Iterator[bytes]:
-    """Yield what a power cut may leave: each state since the last sync, or of each byte, and the length, any."""
-    yield from states
-    length = len(mix.choice(states))
-    yield bytes([mix.choice([state[at] for state in states if at < len(state)]) for at in range(length)])
-
-
-class FullDisk:
-    """os.pwrite where `files` or `journal` lies on a disk that fills up after so many bytes; it then fails so often."""
-
-    def __init__(self, where: str, bytes_left: int, failures: int) -> None:
-        """Begin with room for `bytes_left` bytes."""
-        self._where = f"/{where}/"
-        self._left = bytes_left
-        self._failures = failures
-        self._pwrite = os.pwrite
-
-    def __call__(self, descriptor: int, data: Any, offset: int) -> int:
-        """Write what there is room for."""
-        if self._where not in os.readlink(f"/proc/self/fd/{descriptor}"):
-            return self._pwrite(descriptor, data, offset)
-        if len(data) <= self._left or not self._failures:
-            self._left -= len(data)
-            return self._pwrite(descriptor, data, offset)
-        if self._left > 0:
-            written = self._pwrite(descriptor, data[: self._left], offset)
-            self._left = 0
-            return written
-        self._failures -= 1
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 _TEXTS = st.text("abcdefgh é", max_size=6)

@@ -18,6 +18,8 @@ from client.effects import (
     Joined,
     JoinRefused,
     Leave,
+    LockdConnected,
+    LockdDisconnected,
     Log,
     Note,
     OpVerb,
@@ -34,6 +36,8 @@ from client.effects import (
 )
 from client.shared import Identity
 from common.clock import Clock
+from common.eventlog import Event as LogLine
+from common.eventlog import parse_pairs
 from common.limits import FETCH_POINTS_MAX
 from common.messages import (
     Ack,
@@ -61,6 +65,7 @@ from common.messages import (
     Release,
     Released,
     Report,
+    Resume,
     Settle,
     Stale,
     View,
@@ -128,6 +133,7 @@ class Seat:
         self.identity = Identity("a", "a" * 16, replica_id("a"), 1, "tcp://127.0.0.1:9", "disk")
         states = self.journal.states()
         self.core = Client(self.identity, self.journal, states, self.clock, self.last_time_us)
+        self.feed(LockdConnected())
 
     def feed(self, event: Event) -> None:
         effects = self.core.handle(event, self.now_ns)
@@ -373,13 +379,6 @@ def test_an_op_submitted_without_a_session_waits_for_it() -> None:
     seat = Seat()
     seat.submit("write", "one", wait_ns=5 * S)
     seat.now_ns += S
-    seat.join("b")
-    seat.submit("write", "two")
-    assert [acquire.wait_ms for acquire in seat.all(Acquire)] == [10_000]
-    seat = Seat()
-    seat.submit("write", "one", wait_ns=5 * S)
-    seat.now_ns += S
-    seat.feed(Timer())
     seat.welcome(seat.one(Hello))
     assert seat.one(Acquire).wait_ms == 4_000
 
@@ -416,7 +415,7 @@ def test_leaving_before_the_first_session_ends_what_waits_for_it() -> None:
     seat.submit("write", "one")
     seat.feed(Leave())
     assert seat.one(Finished).outcome == "failed"
-    assert not seat.all(Goodbye)
+    assert seat.one(Goodbye).session == 0
 
 
 def test_a_copied_directory_goes_on_under_its_new_replica_id() -> None:
@@ -657,7 +656,7 @@ def test_a_refused_lock_fails_the_op(seat: Seat) -> None:
     seat.submit("write", "one")
     seat.lockd(Refused(EPOCH, seat.one(Acquire).request, "no grant in time"))
     finished = seat.one(Finished)
-    assert (finished.outcome, finished.reason, finished.id) == ("failed", "no grant in time", "a:1")
+    assert (finished.outcome, finished.reason, finished.id) == ("failed", "no grant in time", "")
 
 
 def test_a_write_that_the_disk_refuses_fails_and_its_line_is_taken_back(seat: Seat) -> None:
@@ -866,3 +865,121 @@ def test_pushes_are_served_without_a_session(seat: Seat) -> None:
     records, _ = history("one\n")
     seat.push(1, EMPTY, records)
     assert seat.one(Ack).seq == 1
+
+
+# A new connection
+
+
+def test_over_a_new_connection_every_request_is_said_again(seat: Seat) -> None:
+    seat.submit("write", "one")
+    asked = seat.one(Acquire)
+    seat.feed(LockdDisconnected())
+    seat.submit("read")
+    assert not seat.all(Acquire)
+    seat.feed(LockdConnected())
+    first, second = seat.all(Acquire)
+    assert first == asked and second.mode == "shared"
+    seat.one(Resume)
+
+
+def test_a_release_is_said_again_until_an_answer_proves_that_it_came(seat: Seat) -> None:
+    seat.submit("write", "one")
+    seat.grant(1)
+    release = seat.one(Release)
+    seat.feed(LockdDisconnected())
+    seat.feed(LockdConnected())
+    assert seat.one(Release) == release
+    resume = seat.one(Resume)
+    seat.lockd(Pong(EPOCH, resume.request, 0))
+    seat.feed(LockdConnected())
+    # One answer is not enough: it may have overtaken the news of yet another connection.
+    assert seat.one(Release) == release
+    for _ in range(2):
+        seat.lockd(Pong(EPOCH, seat.all(Resume)[-1].request if _ == 0 else 10_000, 0))
+    seat.feed(LockdConnected())
+    assert not seat.all(Release)
+
+
+def test_a_read_and_a_drop_ask_again_until_they_are_answered(seat: Seat) -> None:
+    seat.submit("read")
+    seat.grant(1, mode="shared")
+    seat.feed(LockdConnected())
+    confirm, again = seat.all(Release)
+    assert confirm.confirm and again == confirm
+    seat.lockd(Released(EPOCH, confirm.request, True))
+    assert seat.one(Finished).outcome == "ok"
+    seat.submit("write", "one")
+    seat.grant(2, "z")
+    drop = seat.one(Drop)
+    seat.feed(LockdConnected())
+    assert seat.one(Drop) == drop
+    seat.lockd(InSync(EPOCH, drop.request, True, (replica_id("a"),)))
+    assert seat.one(Finished).outcome == "ok"
+    seat.feed(LockdConnected())
+    assert not seat.all(Drop)
+
+
+def test_a_new_session_says_nothing_of_the_old_one_again(seat: Seat) -> None:
+    seat.submit("write", "one")
+    seat.grant(1)
+    seat.one(Release)
+    seat.lockd(Stale(EPOCH + 1))
+    seat.feed(LockdDisconnected())
+    seat.feed(LockdConnected())
+    assert not seat.all(Release)
+    assert seat.all(Hello)
+
+
+def test_without_a_connection_no_hello_waits_in_line() -> None:
+    seat = Seat()
+    seat.forget()
+    seat.feed(LockdDisconnected())
+    seat.pass_time(10 * S)
+    assert not seat.all(Hello)
+    seat.feed(LockdConnected())
+    seat.one(Hello)
+
+
+# After a crash
+
+
+def events_of(*told: tuple[str, Version], file: str = FILE) -> list[LogLine]:
+    """Return lines that tell of versions, oldest first."""
+    lines = []
+    for count, (verb, version) in enumerate(told, 1):
+        values = {"file": file, "id": "a:1", "token": "1.1", "seq": str(version.seq), "hash": version.hash[:6].hex()}
+        lines.append(LogLine(count, "a", {"a": count}, verb, values))
+    return lines
+
+
+def start_after(lines: list[LogLine], journal: MemoryJournal) -> list[tuple[str, str, Clock]]:
+    identity = Identity("a", "a" * 16, replica_id("a"), 2, "tcp://127.0.0.1:9", "disk", "a", GROUP)
+    core = Client(identity, journal, journal.states(), lines[-1].clock, lines[-1].time_us, reversed(lines))
+    effects = core.handle(LockdConnected(), 1_000 * S)
+    assert not [effect for effect in core.handle(Timer(), 1_000 * S) if isinstance(effect, Log)]
+    told = [effect for effect in effects if isinstance(effect, Log)]
+    return [(effect.verb, parse_pairs(effect.facts)["seq"], effect.clock) for effect in told]
+
+
+def test_lines_whose_change_never_came_into_the_journal_are_taken_back() -> None:
+    seat, versions = with_history("one\n", "two\n")
+    _, others = history("one\n", "other\n", "more\n")
+    held = events_of(("apply", versions[1]), ("apply", versions[2]))
+    assert start_after(held, seat.journal) == []
+    # An own op, and then a whole batch: it was to undo version 2 and to apply two others.
+    loose = events_of(("apply", versions[1]), ("apply", versions[2]), ("write", others[3]))
+    assert start_after(loose, seat.journal) == [("undo", "3", {"a": 4})]
+    batch = events_of(("apply", versions[2]), ("undo", versions[2]), ("apply", others[2]), ("apply", others[3]))
+    assert start_after(batch, seat.journal) == [
+        ("undo", "3", {"a": 5}),
+        ("undo", "2", {"a": 6}),
+        ("apply", "2", {"a": 7}),
+    ]
+
+
+def test_a_line_of_a_read_or_of_another_file_ends_what_can_be_loose() -> None:
+    seat, versions = with_history("one\n")
+    _, others = history("other\n")
+    assert start_after(events_of(("write", others[1]), ("read", versions[1])), seat.journal) == []
+    lines = [*events_of(("write", others[1])), *events_of(("write", others[1]), file="g")]
+    assert [verb for verb, _, _ in start_after(lines, seat.journal)] == ["undo"]

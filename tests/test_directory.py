@@ -120,7 +120,7 @@ def test_a_killed_client_leaves_neither_lock_nor_role_to_the_next(
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"), [("file", "it is not a directory"), ("file/below", "Not a directory"), ("x" * 300, "too long")]
+    ("name", "reason"), [("file", "it is not a directory"), ("file/below", "not a directory"), ("x" * 300, "too long")]
 )
 def test_what_is_no_directory_is_refused(tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "file").write_text("mine")

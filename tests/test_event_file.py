@@ -1,13 +1,15 @@
 """events.log on disk: what a crash leaves is repaired, and the counts go on where the last process ended."""
 
-import resource
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from client.event_file import EventFile, LogEnd
+from client.event_file import WAITING_BYTES_MAX, Carried, EventFile, LogEnd
+from client.storage_errors import StorageError
 from common.clock import Clock
 from common.eventlog import HEADER, format_event, format_pairs
+from tests.crashing_disk import DATA, new_disk
 
 NOBODY = LogEnd("", {}, 0, 0)
 
@@ -78,7 +80,7 @@ def test_wherever_a_crash_cuts_it_the_whole_lines_stay(tmp_path: Path) -> None:
 def test_a_file_that_is_no_event_log_is_left_alone(tmp_path: Path, content: str) -> None:
     path = tmp_path / "events.log"
     path.write_text(content)
-    with pytest.raises(ValueError, match=r"events\.log is not an event log"):
+    with pytest.raises(StorageError, match=r"events\.log is not an event log"):
         EventFile.open(path)
     assert path.read_text() == content
 
@@ -87,7 +89,7 @@ def test_a_file_that_is_no_event_log_is_left_alone(tmp_path: Path, content: str)
 def test_a_last_line_that_is_no_event_is_told_with_the_path(tmp_path: Path, last: str) -> None:
     path = log_of(tmp_path / "events.log", line("a", {"a": 1}, "write", "a:1"), last)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match=r"the last line of .*events\.log is no event"):
+    with pytest.raises(StorageError, match=r"the last line of .*events\.log is no event"):
         EventFile.open(path)
     assert path.read_bytes() == before
 
@@ -95,7 +97,7 @@ def test_a_last_line_that_is_no_event_is_told_with_the_path(tmp_path: Path, last
 def test_bytes_that_are_no_text_are_told_as_well(tmp_path: Path) -> None:
     path = tmp_path / "events.log"
     path.write_bytes(HEADER.encode() + b"\xff\xfe\n")
-    with pytest.raises(ValueError, match=r"the last line of .*events\.log is no event"):
+    with pytest.raises(StorageError, match=r"the last line of .*events\.log is no event"):
         EventFile.open(path)
 
 
@@ -128,19 +130,71 @@ def test_a_second_replica_of_the_name_counts_for_itself(tmp_path: Path) -> None:
     assert opened(path)[0] == LogEnd("a#2", {"a": 9, "a#2": 1}, 1_000_001, 3)
 
 
-def test_a_full_disk_leaves_nothing_of_the_line(tmp_path: Path) -> None:
-    path = tmp_path / "events.log"
+def test_a_full_disk_leaves_nothing_of_the_line() -> None:
+    disk, path = new_disk(), DATA / "events.log"
     whole = line("a", {"a": 1}, "write", "a:1")
-    events, _ = EventFile.open(path)
+    events, _ = EventFile.open(path, disk)
     events.append(whole)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (path.stat().st_size + 10, hard))
-    try:
-        with pytest.raises(OSError, match="No space left"):
-            events.append(line("a", {"a": 2}, "write", "a:2"))
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert path.read_text() == f"{HEADER}{whole}\n"
+    disk.room = 10
+    with pytest.raises(OSError, match="No space left"):
+        events.append(line("a", {"a": 2}, "write", "a:2"))
+    disk.room = None
+    assert disk.contents(DATA)["events.log"].decode() == f"{HEADER}{whole}\n"
     events.append(line("a", {"a": 2}, "write", "a:2"))
+    again, _ = EventFile.open(path, disk)
+    assert again.end.ops == 2
+
+
+# What a journal has carried
+
+
+LINES = [line("a", {"a": count}, "write", f"a:{count}", text=f"text {count}") for count in range(1, 6)]
+CARRIED = Carried(len(HEADER), [(len(HEADER), f"{LINES[0]}\n{LINES[1]}\n".encode())])
+
+
+def mended(path: Path, content: str, carried: Carried) -> tuple[str, list[str]]:
+    """Return what becomes of a log, and the notes; done again, nothing more does."""
+    path.write_bytes(content.encode())
+    events, told = EventFile.open(path, durable=True, carried=carried)
     events.close()
-    assert opened(path)[0].ops == 2
+    events, notes = EventFile.open(path, durable=True, carried=carried)
+    events.close()
+    assert notes == []
+    return path.read_text(), told
+
+
+@pytest.mark.parametrize("left", ["", LINES[0] + "\n", LINES[0], "\0" * 300, LINES[0][:40] + "\0" * 200 + "\n"])
+def test_lines_that_a_power_cut_took_come_back(tmp_path: Path, left: str) -> None:
+    content, notes = mended(tmp_path / "events.log", HEADER + left, CARRIED)
+    assert content == f"{HEADER}{LINES[0]}\n{LINES[1]}\n"
+    assert notes[0].startswith("events.log got ")
+
+
+@pytest.mark.parametrize(("left", "stay"), [(LINES[2], 1), ("\0" * len(LINES[2]), 0), ("", 0), (LINES[0], 0)])
+def test_behind_them_stays_what_is_whole(tmp_path: Path, left: str, stay: int) -> None:
+    log = f"{HEADER}{LINES[0]}\n{LINES[1]}\n"
+    content, notes = mended(tmp_path / "events.log", f"{log}{LINES[2]}\n{left[:-2]}", CARRIED)
+    assert content == f"{log}{LINES[2]}\n"
+    assert len(notes) == bool(left)
+
+
+def test_a_log_that_somebody_cut_is_left_as_it_is(tmp_path: Path) -> None:
+    carried = Carried(5000, [(5000, LINES[3].encode() + b"\n")])
+    assert mended(tmp_path / "events.log", f"{HEADER}{LINES[0]}\n", carried) == (f"{HEADER}{LINES[0]}\n", [])
+
+
+def test_lines_wait_until_a_change_carries_them(tmp_path: Path) -> None:
+    events, _ = EventFile.open(tmp_path / "events.log", durable=True)
+    with closing(events):
+        events.append(LINES[0])
+        assert events.waiting_at == len(HEADER)
+        assert events.waiting == LINES[0].encode() + b"\n"
+        events.carry()
+        events.append(LINES[1])
+        assert (events.waiting_at, events.synced) == (len(HEADER) + len(LINES[0]) + 1, len(HEADER))
+        events.sync()
+        assert not events.waiting
+        assert events.synced == (tmp_path / "events.log").stat().st_size
+        for _ in range(2 * WAITING_BYTES_MAX // 1000):
+            events.append(LINES[2] + "x" * 1000)
+            assert len(events.waiting) <= WAITING_BYTES_MAX

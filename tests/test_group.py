@@ -324,7 +324,11 @@ def frames(welcome: Welcome) -> list[list[bytes]]:
         [hello],
         [hello[:-3]],
         [encode(Hello(1, "a", "0" * 16, None, "", 0, 0))],
-        [encode(Hello(1, "b", "0" * 16, ReplicaHello("1" * 16, 1, "tcp://127.0.0.1:1", {}, "disk"), "", 1 << 60, 0))],
+        [
+            encode(
+                Hello(1, "b", "0" * 16, ReplicaHello("1" * 16, 1, "tcp://127.0.0.1:1", {}, "disk", ""), "", 1 << 60, 0)
+            )
+        ],
         [encode(welcome)],
     ]
 
@@ -366,7 +370,7 @@ def test_a_member_that_cannot_be_reached_holds_up_nobody(group: Group, strangers
     group.lockd("--ttl", "1s")
     group.serving("a")
     for number, endpoint in enumerate(("tcp://127.0.0.1:1", "tcp://\0:1", "ipc://" + "x" * 200)):
-        replica = ReplicaHello(str(number) * 16, 1, endpoint, {}, "disk")
+        replica = ReplicaHello(str(number) * 16, 1, endpoint, {}, "disk", "")
         dealer = strangers.dealer(group.endpoint, b"%d" % number)
         dealer.send(encode(Hello(1, f"odd-{number}", "0" * 16, replica, "", 0, 0)))
         assert dealer.poll(int(WITHIN_S * 1000))
@@ -622,7 +626,7 @@ def test_a_damaged_journal_ends_the_client_in_one_line(group: Group) -> None:
         group.op("a", "write", text)
     log = group.path("a", "journal", "1.ops")
     data = log.read_bytes()
-    second = data.index(b"a:2") - 20
+    second = data.rindex(b"a:2") - 20
     log.write_bytes(data[:second] + bytes(20) + data[second + 20 :])
     op = group.client("restore", "notes.txt@1", "--data", "a")
     assert op.code in (EXIT_REFUSED, EXIT_UNKNOWN)

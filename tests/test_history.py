@@ -26,6 +26,7 @@ from client.history import (
     Snapshot,
 )
 from client.journal import Journal
+from tests.crashing_disk import DATA, new_disk
 from tests.stories import (
     FILE,
     STEPS,
@@ -33,11 +34,9 @@ from tests.stories import (
     Edit,
     Step,
     Story,
-    after_power_cuts,
     plain,
     syncing_every,
     tell,
-    tell_and_keep_states,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -94,17 +93,18 @@ def test_a_directory_is_shown_live_killed_and_closed(steps: list[Step]) -> None:
 @given(steps=STEPS, sync=st.sampled_from((1, 2, 5)), mix=st.randoms(use_true_random=False))
 def test_a_torn_or_missing_file_does_not_matter(steps: list[Step], sync: int, mix: Random) -> None:
     with tempfile.TemporaryDirectory() as name, syncing_every(sync):
-        live = Path(name, "live")
-        journal, _ = Journal.open(live, "disk")
-        with closing(journal):
-            story, states = tell_and_keep_states(journal, live, steps or [Step(0, ())])
-            dead = killed(live, Path(name, "dead"))
-        with Archive.open(dead) as archive:
-            for left in after_power_cuts(states, mix):
-                (dead / "files" / FILE).write_bytes(left)
+        disk = new_disk()
+        journal, _ = Journal.open(DATA, "disk", disk)
+        story = tell(journal, steps or [Step(0, ())])
+        for number in range(6):
+            dead = Path(name, str(number))
+            for path, content in disk.fork().cut_power(mix).contents(DATA).items():
+                (dead / path).parent.mkdir(parents=True, exist_ok=True)
+                (dead / path).write_bytes(content)
+            with Archive.open(dead) as archive:
                 assert_shows(archive, story)
-            (dead / "files" / FILE).unlink()
-            assert_shows(archive, story)
+                (dead / "files" / FILE).unlink(missing_ok=True)
+                assert_shows(archive, story)
 
 
 def test_pages_of_versions_go_on_where_they_ended(closed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

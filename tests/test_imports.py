@@ -139,6 +139,20 @@ def test_one_module_knows_msgpack() -> None:
     assert users == ["common/wire.py"]
 
 
+STORAGE = ("event_file", "journal", "journal_change", "journal_format", "journal_log", "plainfiles")
+"""The modules of the client that reach their files through a client.disk.Disk alone."""
+
+
+@pytest.mark.parametrize("module", STORAGE)
+def test_the_storage_reaches_the_disk_in_one_way(module: str) -> None:
+    names = {
+        node.attr
+        for node in ast.walk(ast.parse((ROOT / "client" / f"{module}.py").read_text(encoding="utf-8")))
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os"
+    }
+    assert {name for name in names if not name.startswith("O_")} <= {"path", "stat_result", "strerror", "urandom"}
+
+
 def imported_by_a_child(directory: Path, *options: str) -> list[Path]:
     """Run this module in a Python started in `directory`; return the folders it imports the packages from."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}

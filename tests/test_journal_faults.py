@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -16,12 +17,12 @@ from hypothesis import strategies as st
 from client.history import Archive, HistoryError
 from client.journal import FatalStorageError, Journal, StorageError
 from client.journal_format import OP_HEAD_BYTES
+from tests.crashing_disk import DATA, new_disk
 from tests.stories import (
     FILE,
     STEPS,
     UNHURRIED,
     Edit,
-    FullDisk,
     Step,
     Story,
     open_journal,
@@ -114,29 +115,6 @@ def test_a_log_cut_anywhere_is_what_it_was_at_some_change(steps: list[Step], syn
                 shutil.rmtree(cut)
 
 
-def test_a_kill_while_the_index_is_written_does_no_harm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Killed(BaseException):
-        pass
-
-    def killed(descriptor: int, size: int) -> None:
-        raise Killed
-
-    journal = open_journal(tmp_path / "data")
-    with closing(journal), syncing_every(11):
-        story = tell(journal, [Step(0, (Edit("write", str(n)),)) for n in range(12)])
-        for step in (Step(3, ()), Step(2, ()), *[Step(0, (Edit("write", f"again {n}"),)) for n in range(2)]):
-            journal.write(story.change(*step.edits, back=step.back))
-        monkeypatch.setattr(os, "ftruncate", killed)
-        with pytest.raises(Killed):
-            journal._files[FILE].write_index(durable=False)
-        monkeypatch.undo()
-        shutil.copytree(tmp_path / "data", tmp_path / "killed")
-    with Archive.open(tmp_path / "killed") as archive:
-        assert archive.head(FILE) == story.versions[-1]
-    with closing(open_journal(tmp_path / "killed")) as journal:
-        story.assert_told_by(journal)
-
-
 @UNHURRIED
 @given(chance=st.randoms(use_true_random=False))
 def test_a_damaged_index_does_no_harm(chance: random.Random) -> None:
@@ -169,7 +147,8 @@ def test_a_changed_byte_of_a_log_is_told_or_does_no_harm(chance: random.Random, 
                 journal,
                 [Step(0, (Edit(chance.choice(("write", "update")), str(n)),)) for n in range(chance.randint(1, 20))],
             )
-            last = journal._files[FILE].op(story.head).record_at - OP_HEAD_BYTES
+            ops = journal._files[FILE]
+            last = ops.op(story.head - 1).end if story.head > 1 else ops.op(1).record_at - OP_HEAD_BYTES
             shutil.copytree(directory, Path(name, "killed"))
         if not closed:
             directory = Path(name, "killed")
@@ -252,86 +231,60 @@ def test_a_content_that_no_op_made_is_not_overwritten(tmp_path: Path, journal: J
 
 
 @UNHURRIED
-@given(steps=STEPS, at=st.integers(0, 24), bytes_left=st.integers(0, 6), more=STEPS)
-def test_a_disk_that_is_full_for_the_file_changes_nothing(
-    steps: list[Step], at: int, bytes_left: int, more: list[Step]
-) -> None:
-    with tempfile.TemporaryDirectory() as name, syncing_every(3):
-        directory, story, refusals = Path(name), Story(), list[str]()
-        with closing(open_journal(directory)) as journal:
-            for number, step in enumerate([*steps, Step(0, ())]):
-                wanted = story.copy()
-                change = wanted.change(*step.edits, back=step.back)
-                with pytest.MonkeyPatch.context() as patch:
-                    if number == at:
-                        patch.setattr(os, "pwrite", FullDisk("files", bytes_left, 1))
-                    try:
-                        journal.write(change)
-                        story = wanted
-                    except StorageError as error:
-                        refusals.append(error.reason)
-                if story.tickets:
-                    assert plain(directory) == story.content
-                    story.assert_told_by(journal)
-                else:
-                    assert journal.states() == {}
-                    assert not (directory / "files" / FILE).exists()
-            assert refusals in ([], [f"cannot write files/{FILE}: the disk is full"])
-            for step in more:
-                journal.write(story.change(*step.edits, back=step.back))
-            shutil.copytree(directory, directory / "killed")
-        for closed in (directory, directory / "killed"):
-            with closing(open_journal(closed)) as journal:
-                if story.tickets:
-                    story.assert_told_by(journal)
+@given(steps=STEPS, at=st.integers(0, 24), room=st.integers(0, 600), more=STEPS)
+def test_a_full_disk_changes_nothing(steps: list[Step], at: int, room: int, more: list[Step]) -> None:
+    disk, story, refusals = new_disk(), Story(), set[str]()
+    with syncing_every(3):
+        journal, _ = Journal.open(DATA, "memory", disk)
+        for number, step in enumerate([*steps, Step(0, ())]):
+            wanted = story.copy()
+            change = wanted.change(*step.edits, back=step.back)
+            disk.room = room if number == at else None
+            try:
+                journal.write(change)
+                story = wanted
+            except StorageError as error:
+                refusals.add(error.reason.partition(": ")[2])
+            disk.room = None
+            files = disk.contents(DATA / "files")
+            if story.tickets:
+                assert files == {FILE: story.content}
+                story.assert_told_by(journal)
+            else:
+                assert not journal.states()
+                assert not any(files.values())
+        assert refusals <= {"the disk is full"}
+        for step in more:
+            journal.write(story.change(*step.edits, back=step.back))
+        for left in (disk.fork(), disk):
+            opened, _ = Journal.open(DATA, "memory", left)
+            if story.tickets or more:
+                story.assert_told_by(opened)
 
 
-def test_a_write_that_can_neither_end_nor_be_taken_back_is_fatal(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    journal = open_journal(tmp_path)
-    with closing(journal):
+def test_a_write_that_can_neither_end_nor_be_taken_back_is_fatal() -> None:
+    disk = new_disk()
+    journal, _ = Journal.open(DATA, "memory", disk)
+    story, writes = tell(journal, [Step(0, (Edit("write", "one"),))]), count()
+    disk.fail = lambda call, _: errno.EIO if call == "write" and next(writes) else 0
+    with pytest.raises(FatalStorageError, match="cannot be taken back"):
+        journal.write(story.change(Edit("update", "two")))
+    disk.fail = None
+    with pytest.raises(FatalStorageError):
+        journal.write(story.copy().write("three"))
+    repaired, notes = Journal.open(DATA, "memory", disk)
+    assert len(notes) == 1
+    story.assert_told_by(repaired)
+
+
+def test_a_file_that_cannot_be_synced_is_fatal() -> None:
+    disk = new_disk()
+    with syncing_every(1):
+        journal, _ = Journal.open(DATA, "disk", disk)
         story = tell(journal, [Step(0, (Edit("write", "one"),))])
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "pwrite", FullDisk("files", 2, 99))
-            with pytest.raises(FatalStorageError, match="cannot be taken back"):
-                journal.write(story.change(Edit("update", "two")))
-        with pytest.raises(FatalStorageError):
-            journal.write(story.copy().write("three"))
-    repaired, notes = Journal.open(tmp_path, "memory")
-    with closing(repaired):
-        assert len(notes) == 1
-        story.assert_told_by(repaired)
-
-
-def test_a_file_that_cannot_be_synced_is_fatal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(descriptor: int) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
-    with syncing_every(1), closing(open_journal(tmp_path, "disk")) as journal:
-        story = tell(journal, [Step(0, (Edit("write", "one"),))])
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "fsync", fail)
-            with pytest.raises(FatalStorageError, match="to the disk"):
-                journal.write(story.copy().write("two"))
-    with closing(open_journal(tmp_path, "disk")) as journal:
-        story.assert_told_by(journal)
-
-
-def test_a_disk_that_is_full_for_the_journal_changes_nothing(
-    journal: Journal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    story = tell(journal, [Step(0, (Edit("write", "one"),))])
-    for room in (0, 1, 50, 5000):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "pwrite", FullDisk("journal", room, 1))
-            with pytest.raises(StorageError, match=r"1\.ops: the disk is full"):
-                journal.write(story.copy().write("x" * 10_000))
-        with monkeypatch.context() as patch:
-            patch.setattr(os, "pwrite", FullDisk("journal", room, 1))
-            with pytest.raises(StorageError, match=r"2\.ops: the disk is full"):
-                journal.write(Story("new.txt").write("x" * 10_000))
-        assert not (tmp_path / "files" / "new.txt").exists()
-        story.assert_told_by(journal)
-    journal.write(story.write("two"))
+        disk.fail = lambda call, _: errno.EIO if call == "fsync" else 0
+        with pytest.raises(FatalStorageError, match="to the disk"):
+            journal.write(story.copy().write("two"))
+    disk.fail = None
+    journal, _ = Journal.open(DATA, "disk", disk)
     story.assert_told_by(journal)

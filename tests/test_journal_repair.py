@@ -1,13 +1,15 @@
 """A journal that is opened again: closed, killed, cut off from power, or with a file that somebody changed."""
 
+import errno
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from contextlib import closing
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -15,21 +17,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from client.journal import Durability, Journal, StorageError
+from tests.crashing_disk import DATA, CrashingDisk, new_disk
 from tests.stories import (
     FILE,
     STEPS,
     UNHURRIED,
     Edit,
-    FullDisk,
     Step,
     Story,
-    after_power_cuts,
     go_on,
     open_journal,
     plain,
     syncing_every,
     tell,
-    tell_and_keep_states,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,7 +44,7 @@ def test_a_journal_goes_on_where_it_was_closed(durability: Durability, steps: li
         directory = Path(name)
         with closing(open_journal(directory, durability)) as journal:
             story = tell(journal, [*steps, Step(0, ())])
-        assert sorted(path.name for path in directory.iterdir()) == ["files", "journal"]
+        assert sorted(path.name for path in directory.iterdir()) == ["events.log", "files", "journal"]
         assert plain(directory) == story.content
         with closing(open_journal(directory, durability)) as journal:
             story.assert_told_by(journal)
@@ -53,62 +53,67 @@ def test_a_journal_goes_on_where_it_was_closed(durability: Durability, steps: li
             story.assert_told_by(journal)
 
 
-def assert_repaired(directory: Path, before: bytes | None, story: Story) -> None:
-    """Assert that a left directory, its file as it was `before` or gone, opens as the model, and with a note."""
-    with tempfile.TemporaryDirectory() as name:
-        cut = Path(name, "cut")
-        shutil.copytree(directory, cut)
-        (cut / "files" / FILE).unlink()
-        if before is not None:
-            (cut / "files" / FILE).write_bytes(before)
-        repaired, notes = Journal.open(cut, "memory")  # as quick as repairs can be
-        with closing(repaired):
-            assert bool(notes) == ((before or b"") != story.content)
-            assert plain(cut) == story.content
-            story.assert_told_by(repaired)
-        open_journal(cut).close()
-
-
 @UNHURRIED
-@given(steps=STEPS, sync=st.sampled_from((1, 2, 5)), mix=st.randoms(use_true_random=False))
-def test_a_file_torn_by_a_power_cut_is_repaired(steps: list[Step], sync: int, mix: random.Random) -> None:
-    """Its journal is whole, but the file may be a mixture of all that it was since the last sync, or gone."""
-    with tempfile.TemporaryDirectory() as name, syncing_every(sync):
-        directory = Path(name)
-        with closing(open_journal(directory, "disk")) as journal:
-            story, states = tell_and_keep_states(journal, directory, steps or [Step(0, ())])
-            for before in (*after_power_cuts(states, mix), None):
-                assert_repaired(directory, before, story)
+@given(steps=STEPS, sync=st.sampled_from((1, 2, 5)), chance=st.randoms(use_true_random=False))
+def test_a_power_cut_takes_nothing_that_was_written(steps: list[Step], sync: int, chance: random.Random) -> None:
+    """Of the file, which nobody has waited for, any part may be as it was at some time since it was synced."""
+    disk = new_disk()
+    with syncing_every(sync):
+        journal, _ = Journal.open(DATA, "disk", disk)
+        story = tell(journal, steps or [Step(0, ())])
+        for _ in range(8):
+            assert_repaired(disk.fork().cut_power(chance), story)
 
 
 @pytest.mark.parametrize(("last", "back"), [(Edit("write", "ten"), 2), (Edit("replace", "ten\n", 4), 2), (None, 1)])
-def test_a_file_left_by_ops_that_were_taken_back_is_repaired(tmp_path: Path, last: Edit | None, back: int) -> None:
+def test_a_file_left_by_ops_that_were_taken_back_is_repaired(last: Edit | None, back: int) -> None:
     """The journal has no trace of them, and may have as many ops as at the last sync, as long as then."""
-    with closing(open_journal(tmp_path, "disk")) as journal, syncing_every(2):
+    disk = new_disk()
+    with syncing_every(2):
+        journal, _ = Journal.open(DATA, "disk", disk)
         steps = [
             Step(0, (Edit("write", "one"), Edit("write", "two"))),
             Step(0, (Edit("replace", "six\n", 0),)),
             Step(back, (last,) if last else ()),
         ]
-        story, states = tell_and_keep_states(journal, tmp_path, steps)
-        assert len(states) == 3
-        for before in states:
-            assert_repaired(tmp_path, before, story)
+        story = tell(journal, steps)
+        for seed in range(50):
+            assert_repaired(disk.fork().cut_power(random.Random(seed)), story)
 
 
-def test_a_half_written_file_that_was_taken_back_is_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def fills_up_at(number: int) -> Callable[[str, int], int]:
+    """Return what writes a part of that write, and fails at the next."""
+    writes, answers = count(1), {number: -1, number + 1: errno.ENOSPC}
+    return lambda call, _: answers.get(next(writes), 0) if call == "write" else 0
+
+
+@pytest.mark.parametrize(("before", "file_write"), [(0, 3), (2, 2)])
+def test_a_half_written_file_that_was_taken_back_is_repaired(before: int, file_write: int) -> None:
     """Nobody can say whether the half that was written, or what was put back, has reached the disk."""
-    with syncing_every(1):
-        with closing(open_journal(tmp_path, "disk")) as journal:
-            story = tell(journal, [Step(0, (Edit("write", text),)) for text in ("one", "two")])
-        with closing(open_journal(tmp_path, "disk")) as journal:
-            with monkeypatch.context() as patch:
-                patch.setattr(os, "pwrite", FullDisk("files", 3, 1))
-                with pytest.raises(StorageError, match="full"):
-                    journal.write(story.copy().change(Edit("update", "three")))
-            assert plain(tmp_path) == story.content
-            for before in (b"one\ntwo --", b"one\ntwo "):
-                assert_repaired(tmp_path, before, story)
+    for seed in range(40):
+        disk = new_disk()
+        with syncing_every(1):
+            journal, _ = Journal.open(DATA, "disk", disk)
+            story = tell(journal, [Step(0, (Edit("write", str(number)),)) for number in range(before)])
+            journal.close()
+            journal, _ = Journal.open(DATA, "disk", disk)
+            disk.fail = fills_up_at(file_write)
+            with pytest.raises(StorageError, match="cannot write files/"):
+                journal.write(story.copy().change(Edit("update" if before else "write", "three")))
+        left = disk.fork().cut_power(random.Random(seed))
+        journal, _ = Journal.open(DATA, "disk", left)
+        assert left.contents(DATA / "files").get(FILE, b"") == story.content
+        journal.write(story.write("there is room again"))
+        story.assert_told_by(journal)
+
+
+def assert_repaired(disk: CrashingDisk, story: Story) -> None:
+    """Assert that what a crash has left opens as the model, and with a note if the file was not so."""
+    before = disk.contents(DATA / "files").get(FILE)
+    journal, notes = Journal.open(DATA, "disk", disk)
+    assert bool(notes) == ((before or b"") != story.content)
+    assert disk.contents(DATA / "files") == {FILE: story.content}
+    story.assert_told_by(journal)
 
 
 @pytest.mark.parametrize("damage", ["shorter", "longer", "gone", "empty"])

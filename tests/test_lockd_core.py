@@ -18,6 +18,7 @@ from common.messages import (
     Drop,
     Ended,
     FromLockd,
+    GiveUp,
     Goodbye,
     Grant,
     Head,
@@ -33,6 +34,7 @@ from common.messages import (
     Released,
     ReplicaHello,
     Report,
+    Resume,
     Settle,
     Stale,
     ToLockd,
@@ -42,7 +44,19 @@ from common.messages import (
 from common.records import EMPTY, Version
 from common.tokens import format_token, make_token
 from lockd.core import Lockd
-from lockd.effects import Change, Durable, Effect, InSyncChanged, LogGrant, Persist, Send, SessionEnded
+from lockd.effects import (
+    Change,
+    Durable,
+    Effect,
+    InSyncChanged,
+    LogGrant,
+    Persist,
+    Rebuilt,
+    ReplicaSeen,
+    Send,
+    SessionEnded,
+    SessionOpened,
+)
 from lockd.locks import Hold
 
 S = 1_000_000_000
@@ -69,6 +83,12 @@ class Desk:
 
     def send(self, route: bytes, message: ToLockd) -> None:
         self._take(self.core.handle(route, message, self.now_ns))
+
+    def begin(self) -> None:
+        self._take(self.core.begin(self.now_ns))
+
+    def disconnect(self, guest: "Guest") -> None:
+        self._take(self.core.disconnected(guest.route, self.now_ns))
 
     def pass_time(self, duration_ns: int) -> None:
         """Let time pass, the timer ringing when the core wants it to."""
@@ -133,9 +153,10 @@ class Guest:
         epoch: int = 0,
         highest_token: int = 0,
         plain: bool = False,
+        own_host: str = "",
     ) -> None:
         self.requests += 1
-        part = ReplicaHello(replica or self.replica, start_count, "tcp://127.0.0.1:1", heads or {}, "disk")
+        part = ReplicaHello(replica or self.replica, start_count, "tcp://127.0.0.1:1", heads or {}, "disk", own_host)
         self.desk.send(
             self.route,
             Hello(self.requests, self.name, self.incarnation, None if plain else part, group, epoch, highest_token),
@@ -559,15 +580,14 @@ def test_a_new_file_begins_with_all_live_replicas_durably_before_its_first_grant
     assert desk.changes() == [InSyncChanged("f", grant.in_sync)]
 
 
-def test_a_member_that_left_goes_at_the_next_exclusive_grant(desk: Desk) -> None:
+def test_a_member_that_left_stays_until_a_holder_has_to_do_without_it(desk: Desk) -> None:
     a, b = desk.join("a"), desk.join("b")
     a.release(a.granted("f"), FIRST, (a, b), changed=True)
     b.say(Goodbye)
-    read = a.granted("f", "shared")
-    assert set(read.in_sync) == {a.replica, b.replica}
-    a.release(read, FIRST)
-    write = a.granted("f")
-    assert write.in_sync == (a.replica,)
+    grant = a.granted("f")
+    assert set(grant.in_sync) == {a.replica, b.replica}
+    a.say(Drop, 90, "f", grant.token, (b.replica,))
+    assert a.got(InSync).in_sync == (a.replica,)
     assert desk.changes()[-1] == InSyncChanged("f", (a.replica,))
 
 
@@ -579,7 +599,7 @@ def test_when_all_go_off_the_first_one_back_can_go_on(desk: Desk) -> None:
     again = Guest(desk, "b", "0" * 16)
     again.hello(replica=b.replica, start_count=2)
     again.welcome()
-    assert again.granted("f").in_sync == (b.replica,)
+    assert set(again.granted("f").in_sync) == {a.replica, b.replica}
 
 
 def test_a_holder_whose_session_ends_leaves_the_file_unclean(desk: Desk) -> None:
@@ -591,7 +611,7 @@ def test_a_holder_whose_session_ends_leaves_the_file_unclean(desk: Desk) -> None
     grant = b.got(Grant)
     assert (grant.mode, grant.clean) == ("exclusive", None)
     assert not c.all(Grant)
-    b.release(grant, EMPTY, (b, c))
+    b.release(grant, EMPTY, (a, b, c))
     shared = c.got(Grant)
     assert (shared.mode, shared.clean) == ("shared", EMPTY)
 
@@ -700,7 +720,9 @@ def test_a_replica_that_comes_back_with_the_newest_version_is_admitted_at_once(d
     grant = a.granted("f")
     a.release(grant, FIRST, (a, b), changed=True)
     b.say(Goodbye)
-    a.release(a.granted("f"), FIRST)
+    grant = a.granted("f")
+    a.say(Drop, 90, "f", grant.token, (b.replica,))
+    a.release(grant, FIRST)
     again = Guest(desk, "b", "0" * 16)
     again.hello(replica=b.replica, start_count=2, heads={"f": Head(FIRST, grant.token, {})})
     again.got(Admitted)
@@ -718,7 +740,7 @@ def test_a_live_member_is_asked_to_settle_for_a_learner(desk: Desk) -> None:
     assert not b.all(Settle)
     grant = b.granted("f")
     assert grant.clean is None
-    b.release(grant, EMPTY, (b,))
+    b.release(grant, EMPTY, (a, b))
     assert b.granted("f").clean == EMPTY
 
 
@@ -820,3 +842,237 @@ def test_the_queue_does_what_two_lists_would(kind: Kind, steps: list[tuple[int, 
 
 def _holds(desk: Desk) -> list[Hold]:
     return list(desk.core.locks["l"].holds.values()) if "l" in desk.core.locks else []
+
+
+# Connections that go down
+
+
+def test_a_dead_holder_is_given_up_in_milliseconds_and_the_next_in_line_goes_on(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    a.granted("f")
+    b.acquire("f")
+    desk.disconnect(a)
+    desk.pass_time(S // 50)
+    assert not b.all(Grant)
+    desk.pass_time(S // 50)
+    grant = b.got(Grant)
+    assert grant.clean is None
+    assert [line.event for line in desk.lines()] == ["grant", "expiry", "grant"]
+
+
+def test_a_client_that_comes_back_in_time_keeps_its_lock_and_its_whole_lease(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    grant = a.granted("f")
+    b.acquire("f")
+    desk.disconnect(a)
+    desk.pass_time(S // 50)
+    a.say(Resume, 90)
+    a.got(Pong)
+    desk.pass_time(2 * S)
+    b.say(Ping, 91)
+    a.release(grant, FIRST, (a, b), changed=True)
+    assert b.got(Grant).clean == FIRST
+
+
+def test_nothing_is_granted_to_a_client_that_is_cut_off_but_it_keeps_its_place(desk: Desk) -> None:
+    a, b, c = desk.join("a"), desk.join("b"), desk.join("c")
+    first = a.granted("f")
+    b.acquire("f")
+    c.acquire("f")
+    desk.disconnect(b)
+    a.release(first, FIRST, (a, b, c), changed=True)
+    assert not b.all(Grant)
+    second = c.got(Grant)
+    a.acquire("f")
+    b.say(Ping, 90)
+    c.release(second, FIRST)
+    b.got(Grant)
+    assert not a.all(Grant)
+
+
+def test_a_client_that_comes_back_is_served_at_once(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    grant = a.granted("f")
+    b.acquire("f")
+    desk.disconnect(b)
+    a.release(grant)
+    assert not b.all(Grant)
+    b.say(Ping, 90)
+    b.got(Grant)
+
+
+def test_who_holds_a_lock_without_a_file_keeps_its_whole_lease(desk: Desk) -> None:
+    a, b = desk.join("a", plain=True), desk.join("b", plain=True)
+    a.granted("door", kind="plain")
+    b.acquire("door", kind="plain")
+    desk.disconnect(a)
+    desk.pass_time(2 * S)
+    b.say(Ping, 90)
+    assert not b.all(Grant)
+    desk.pass_time(S)
+    b.got(Grant)
+
+
+def test_over_a_new_connection_a_client_hears_again_what_the_old_one_may_have_lost(desk: Desk) -> None:
+    a = desk.join("a")
+    a.release(a.granted("f"), FIRST, (a,), changed=True)
+    b = desk.join("b")
+    b.forget()
+    b.say(Resume, 90)
+    assert [member.host for member in b.got(View).members] == ["a", "b"]
+    assert b.got(Learn) == Learn(1, "f", (a.replica,))
+    assert b.got(Pong).request == 90
+    b.hello(replica=b.replica)
+    b.forget()
+    b.requests -= 1
+    b.hello(replica=b.replica)
+    b.got(Welcome)
+    assert b.got(Learn).file == "f"
+
+
+def test_a_request_that_is_said_again_gets_its_first_answer(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    grant = a.granted("f")
+    a.acquire("f", request=grant.request)
+    assert a.got(Grant) == grant
+    a.say(Drop, 90, "f", grant.token, (b.replica,))
+    first = a.got(InSync)
+    a.say(Drop, 90, "f", grant.token, (b.replica,))
+    assert a.got(InSync) == first
+    a.release(grant, FIRST, (a,), changed=True, confirm=True)
+    assert a.got(Released).current
+    a.requests -= 1
+    a.release(grant, FIRST, (a,), changed=True, confirm=True)
+    assert a.got(Released).current
+    assert [line.event for line in desk.lines()] == ["grant", "release"]
+
+
+# A restart
+
+
+def restarted(
+    *names: str, holds: tuple[GrantLine, ...] = (), clocks: dict[str, tuple[Clock, Clock]] | None = None
+) -> Desk:
+    """Return lockd in its second epoch; sessions of these replicas were open, all in sync with f."""
+    replicas = tuple([replica_id(name) for name in names])
+    seen = {
+        replica: ReplicaSeen(replica, name, name, 0, "0" * 16) for name, replica in zip(names, replicas, strict=True)
+    }
+    sessions = {number: SessionOpened(number, name, replica_id(name)) for number, name in enumerate(names, 1)}
+    desk = Desk(Durable(GROUP, 2, len(names), seen, {"f": replicas}, sessions, list(holds), clocks or {}))
+    desk.begin()
+    return desk
+
+
+def test_after_a_restart_nothing_is_granted_until_all_are_back() -> None:
+    desk = restarted("a", "b")
+    a = desk.join("a")
+    a.acquire("f")
+    assert not a.all(Grant)
+    desk.pass_time(S)
+    desk.join("b")
+    grant = a.got(Grant)
+    assert (grant.clean, set(grant.in_sync)) == (None, {replica_id("a"), replica_id("b")})
+    assert SessionEnded(1) in desk.changes() and SessionEnded(2) in desk.changes()
+    desk.pass_time(TTL_NS)
+    assert desk.changes().count(SessionEnded(1)) == 1
+
+
+def test_after_a_ttl_those_who_are_not_back_are_waited_for_no_more() -> None:
+    desk = restarted("a", "b")
+    a = desk.join("a")
+    a.acquire("f")
+    a.acquire("f", wait_ms=500)
+    cancelled = a.acquire("f")
+    a.say(Cancel, cancelled)
+    for _ in range(3):
+        desk.pass_time(TTL_NS // 3)
+        a.say(Ping, 90)
+    a.got(Grant)
+    assert a.got(Refused).reason.startswith("no grant in time: f is held by a")
+    assert SessionEnded(2) in desk.changes()
+
+
+def test_who_said_goodbye_while_lockd_was_away_is_not_waited_for() -> None:
+    desk = restarted("a", "b")
+    a = desk.join("a")
+    a.acquire("f")
+    desk.send(b"b", Goodbye(1, 2))
+    a.got(Grant)
+
+
+def test_a_restart_ends_in_the_log_what_was_granted_before_it_and_keeps_the_clocks() -> None:
+    before = GrantLine(999 * 1_000_000, "grant", "f", "exclusive", make_token(1, 7), "b", ())
+    desk = restarted("a", holds=(before,), clocks={"f": ({"b": 4}, {"c": 2})})
+    (line,) = desk.lines()
+    assert (line.event, line.lock, line.mode, line.token, line.client) == (
+        "expiry",
+        "f",
+        "exclusive",
+        before.token,
+        "b",
+    )
+    assert line.more == (("held_ms", "1000.000"),)
+    assert desk.join("a").granted("f").clock == {"b": 4, "c": 2}
+
+
+# Losses given up
+
+
+def test_a_loss_is_given_up_only_where_it_is_one_and_by_who_knows_whose(desk: Desk) -> None:
+    a, b, c = desk.join("a"), desk.join("b"), desk.join("c", plain=True)
+    c.say(GiveUp, 90, "nowhere", ("a",))
+    assert c.got(Refused).reason == "nowhere is no file of this group"
+    grant = a.granted("f")
+    a.say(Drop, 91, "f", grant.token, (b.replica,))
+    a.release(grant, FIRST, (a,), changed=True)
+    c.say(GiveUp, 92, "f", ("a",))
+    assert c.got(Refused).reason == "nothing of f is lost: a is in sync with it, and here"
+    a.say(Goodbye)
+    c.say(GiveUp, 93, "f", ("b",))
+    assert c.got(Refused).reason == "in sync with f are a; name them all"
+    c.say(GiveUp, 94, "f", ("a",))
+    assert "no replica that is here has reported" in c.got(Refused).reason
+    b.say(Report, "f", FIRST, 0)
+    d = desk.join("d")
+    d.say(Report, "f", SECOND, grant.token)
+    b.forget()
+    c.say(GiveUp, 95, "f", ("a",))
+    assert c.got(InSync).in_sync == (d.replica,)
+    assert InSyncChanged("f", (d.replica,)) in desk.changes()
+    assert d.got(Admitted).file == "f"
+    assert d.granted("f").clean is None
+
+
+# A lost state
+
+
+def test_a_lost_state_is_rebuilt_from_the_replicas() -> None:
+    desk = Desk(Durable("f" * 16, 1, rebuild=3))
+    a, b, c = (Guest(desk, name) for name in "abc")
+    new, newer, older = make_token(4, 2), make_token(4, 9), make_token(3, 1)
+    heads = {
+        a: {"f": Head(SECOND, new, {}), "g": Head(FIRST, older, {})},
+        b: {"f": Head(FIRST, newer, {}), "g": Head(FIRST, older, {})},
+        c: {"f": Head(FIRST, newer, {})},
+    }
+    for guest in (a, b, a):
+        guest.hello(heads=heads[guest], group=GROUP, epoch=4, own_host=guest.name, start_count=2)
+        assert desk.core.rebuilding and not guest.all(Welcome)
+    stranger = Guest(desk, "s")
+    stranger.hello()
+    assert "waits for the replicas to rebuild it from" in stranger.got(Refused).reason
+    stranger.hello(group="e" * 16, own_host="s")
+    assert "replicas of another group" in stranger.got(Refused).reason
+    c.hello(heads=heads[c], group=GROUP, epoch=6, own_host="c#2", start_count=2)
+    assert not desk.core.rebuilding
+    assert desk.changes()[:3] == [
+        Rebuilt(GROUP, 7),
+        ReplicaSeen(a.replica, "a", "a", 2, a.incarnation),
+        ReplicaSeen(b.replica, "b", "b", 2, b.incarnation),
+    ]
+    assert InSyncChanged("f", (b.replica, c.replica)) in desk.changes()
+    assert InSyncChanged("g", (a.replica, b.replica)) in desk.changes()
+    assert [guest.welcome().host for guest in (a, b, c)] == ["a", "b", "c#2"]
+    assert {learn.file for learn in a.all(Learn)} == {"f"}
+    assert (b.granted("f").clean, desk.core.epoch) == (None, 7)

@@ -70,14 +70,14 @@ def test_what_was_written_is_there_after_a_restart(path: Path) -> None:
     }
 
 
-def test_sessions_end_with_their_lockd(path: Path, state: State) -> None:
+def test_sessions_outlive_their_lockd_until_they_end(path: Path, state: State) -> None:
     state.begin()
-    state.write((SessionOpened(1, "alice", ""),))
+    state.write((SessionOpened(1, "alice", ""), SessionOpened(2, "bob", "")))
+    state.write((SessionEnded(2),))
     state.close()
     again = State.open(path)
-    again.begin()
+    assert again.begin().sessions == {1: SessionOpened(1, "alice", "")}
     again.close()
-    assert rows(path, "SELECT * FROM sessions") == []
 
 
 def test_of_changes_that_cannot_be_made_none_is(path: Path, state: State) -> None:

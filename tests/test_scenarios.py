@@ -20,7 +20,7 @@ from typing import Any, get_args
 import pytest
 from msgspec import Struct
 
-from client.effects import Finished, Log, OpVerb, Persist, Submit
+from client.effects import Finished, LockdConnected, Log, OpVerb, Persist, Submit
 from common.clock import format_clock
 from common.eventlog import parse_pairs
 from common.messages import FromLockd, FromReplica, Member, ToLockd, ToReplica
@@ -29,8 +29,8 @@ from common.tokens import format_token
 from common.wire import decode
 from lockd import effects as lockd_effects
 from tests.doubles import MemoryJournal
-from tests.sim.network import Arrive, Connection
-from tests.sim.processes import LOCKD, ClientProcess, Directory, LockdProcess, World
+from tests.sim.network import LOCKD, Arrive, Connection
+from tests.sim.processes import ClientProcess, Directory, LockdProcess, World
 from tests.sim.schedule import START_NS, Schedule
 
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
@@ -137,6 +137,16 @@ class Story:
         self.lines.append(line)
 
     # What the world tells
+
+    def started(self, client: ClientProcess) -> None:
+        self._names[client.route] = client.name
+        client.feed(LockdConnected())
+
+    def died(self, client: ClientProcess | None) -> None:
+        raise AssertionError("nothing dies in a story")
+
+    def refused(self, client: ClientProcess, reason: str) -> None:
+        raise AssertionError(reason)
 
     def send(self, connection: Connection, frame: bytes, arrive: Arrive) -> None:
         self._under_way.append((connection, frame, arrive))

@@ -34,6 +34,7 @@ BY_NAME: dict[str, st.SearchStrategy[Any]] = {
     "replica": IDS | st.just(""),
     "group": IDS | st.just(""),
     "incarnation": IDS,
+    "own_host": HOSTS | st.just(""),
     "endpoint": st.sampled_from(["tcp://127.0.0.1:7461", "ipc:///tmp/x"]),
 }
 
@@ -188,7 +189,11 @@ def test_frames_that_would_eat_memory_or_the_stack_are_refused() -> None:
 
 def test_every_message_has_a_number_of_its_own_for_ever() -> None:
     assert {number: name for name, number in NUMBER_OF.items()} == {
-        **dict(enumerate(["Hello", "Goodbye", "Ping", "Acquire", "Cancel", "Release", "Drop", "Report"], 1)),
+        **dict(
+            enumerate(
+                ["Hello", "Goodbye", "Ping", "Acquire", "Cancel", "Release", "Drop", "Report", "Resume", "GiveUp"], 1
+            )
+        ),
         **dict(enumerate(["Welcome", "Pong", "Grant", "Refused", "Released", "InSync", "View", "Learn"], 33)),
         **dict(enumerate(["Admitted", "Settle", "Stale", "Ended"], 41)),
         **dict(enumerate(["Push", "Fetch"], 65)),

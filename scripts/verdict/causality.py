@@ -24,9 +24,11 @@ def clocks(facts: Facts) -> str:
             before = line.clock
     for file, (_, longest) in sorted(facts.newest.items()):
         _orders_changes(facts, file, longest)
+    grants = facts.evidence.grants
+    lost = {entry.line.token for entry in grants.lines if entry.line.event == "expiry"} if grants else set()
     for op in facts.ops:
         if op.verb == "read":
-            _orders_read(facts, op)
+            _orders_read(facts, op, op.token in lost)
     if calm:
         _bring_nothing_else(facts)
     concurrent, pairs = concurrent_pairs(facts.ops)
@@ -105,7 +107,7 @@ def _is_calm(facts: Facts) -> bool:
     Settling an unclean file brings clocks without a tick of their own, so only in a calm run can clocks be
     checked for holding too much: it ended in order, under one epoch, and no lock was lost and no op undone.
     """
-    if not all(facts.in_order(client) for client, _ in facts.logs):
+    if not all(facts.undisturbed(client) for client, _ in facts.logs):
         return False
     ticks = [line for _, ticks in facts.logs for line in ticks]
     if any(line.verb == "undo" for line in ticks) or len({token_epoch(line.token) for line in ticks}) > 1:
@@ -113,6 +115,12 @@ def _is_calm(facts: Facts) -> bool:
     events = [entry.line.event for entry in facts.evidence.grants.lines] if facts.evidence.grants else []
     # lockd, stopped, voids what is still held: that comes after the last grant.
     return "expiry" not in events or "grant" not in events[events.index("expiry") :]
+
+
+def _released(facts: Facts) -> set[int] | None:
+    """Return the tokens that were given back; a read that lost its lock failed, and left no clock with it."""
+    grants = facts.evidence.grants
+    return None if grants is None else {entry.line.token for entry in grants.lines if entry.line.event == "release"}
 
 
 def _orders_changes(facts: Facts, file: str, longest: Journal) -> None:
@@ -126,8 +134,11 @@ def _orders_changes(facts: Facts, file: str, longest: Journal) -> None:
         before = record.clock
 
 
-def _orders_read(facts: Facts, read: Tick) -> None:
-    """A read of a version is after the change that made it, and before the next one."""
+def _orders_read(facts: Facts, read: Tick, lost: bool) -> None:
+    """A read of a version is after the change that made it, and before the next one.
+
+    Where its lock was lost, its value was given to nobody: it could influence nothing.
+    """
     if read.file not in facts.newest:
         return
     journal = facts.newest[read.file][1]
@@ -136,7 +147,7 @@ def _orders_read(facts: Facts, read: Tick) -> None:
         return  # the hash chain tells
     if read.seq and not happens_before_or_equal(records[read.seq - 1].clock, read.clock):
         raise Wrong(read.where, f"its clock is not after that of {read.file}@{read.seq}, which it read")
-    if read.seq < len(records) and not happens_before_or_equal(read.clock, records[read.seq].clock):
+    if not lost and read.seq < len(records) and not happens_before_or_equal(read.clock, records[read.seq].clock):
         where = facts.where(read.file, records[read.seq])
         raise Wrong(where, f"its clock is not after that of the read before it ({read.where})")
 

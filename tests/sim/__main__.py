@@ -15,6 +15,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, metavar="N", help="how many seeds to run")
     parser.add_argument("--first", type=int, default=0, metavar="S", help="the first of them")
     parser.add_argument("--seed", type=int, metavar="S", help="run this seed alone")
+    parser.add_argument("--calm", action="store_true", help="without faults")
     options = parser.parse_args()
     if options.seed is not None:
         options.first, options.seeds = options.seed, 1
@@ -22,7 +23,7 @@ def main() -> int:
     ops = steps = 0
     for done, seed in enumerate(range(options.first, options.first + options.seeds), 1):
         try:
-            figures = run_seed(seed)
+            figures = run_seed(seed, calm=options.calm)
         except SimulationFailed as failure:
             print(failure)
             return 1

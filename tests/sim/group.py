@@ -3,11 +3,15 @@
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import Final
 
 from client.effects import Finished, Log, Persist, Submit
+from common.messages import GiveUp
+from common.records import Version
 from lockd import effects as lockd_effects
+from tests.sim.faults import Injector
 from tests.sim.network import Network
 from tests.sim.plan import Absence, Plan, PlannedClient, PlannedOp
 from tests.sim.processes import Broken, ClientProcess, Directory, LockdProcess, ShortAnswers, World
@@ -39,7 +43,9 @@ class Actor:
         self.process: ClientProcess | None = None
         self.gone = False
         self.waiting_to_start = True
-        self.done: list[Finished] = []
+        self.done: list[tuple[PlannedOp, Finished]] = []
+        self.unknown = 0
+        self.lost: list[Directory] = []
         self._group = group
         self._random = random
         self._todo = deque(plan.ops)
@@ -61,11 +67,37 @@ class Actor:
     def start(self) -> None:
         """Start the process; leave again when the plan says so."""
         group = self._group
+        if self.directory.journal.failing:
+            group.schedule.after(_AGAIN_NS, self.start)
+            return
         self.waiting_to_start = False
         self.process = ClientProcess(
-            group.world, group.lockd, self.directory, self._random, self.plan.clock_offset_ns, self._joined
+            group.world,
+            group.lockd,
+            self.directory,
+            self._random,
+            self.plan.clock_offset_ns,
+            self._joined,
+            self.plan.drift_ppm,
         )
         self._plan_leaving(amid=not self._todo)
+
+    def start_again(self) -> None:
+        """Start the process if it has died."""
+        if self.process is None and not self.waiting_to_start:
+            self.waiting_to_start = True
+            self.start()
+
+    def died(self) -> None:
+        """Take in that the process is gone, and what it had begun with it."""
+        self.process = None
+        self.unknown += len(self._running)
+        self._running.clear()
+
+    def wipe(self) -> None:
+        """Lose the directory."""
+        self.lost.append(self.directory)
+        self.directory = self._group.new_directory(self.plan.name)
 
     def ask(self, op: PlannedOp) -> None:
         """Do an op beyond the plan."""
@@ -81,11 +113,11 @@ class Actor:
             if not self._leaving:
                 self._next()
             return
-        self.done.append(effect)
+        self.done.append((running.op, effect))
         if effect.outcome == "ok":
             self._check(running, effect)
             self._group.watch.acknowledge(running.op.file, effect.version)
-        elif not self._leaving:
+        elif not self._leaving and not self._group.plan.faults:
             raise Broken(f"{effect.id} of {self.plan.name} ended {effect.outcome}: {effect.reason}")
         if not self._leaving:
             self._next()
@@ -100,9 +132,9 @@ class Actor:
             op = self._todo.popleft()
             self._group.schedule.after(op.think_ns, self._submit, op, self.process)
 
-    def _submit(self, op: PlannedOp, process: ClientProcess) -> None:
+    def _submit(self, op: PlannedOp, process: ClientProcess | None) -> None:
         self._thinking -= 1
-        if process is not self.process:
+        if process is None or process is not self.process:
             if not self.gone:
                 self._todo.append(op)
                 if self.process is not None and self.process.joined:
@@ -157,24 +189,31 @@ class Group:
 
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
-        random = Random(~plan.seed)
+        self._random = random = Random(~plan.seed)
         self.schedule = Schedule()
         self.network = Network(self.schedule, random, plan.delay_ns, plan.delay_ns_max)
-        directories = [
-            Directory(client.name, ShortAnswers(random.randbytes, plan.fetch_bytes_max)) for client in plan.clients
-        ]
-        self.watch = Watch(directories, plan.delay_ns_max // 1000 + 1000)
+        # Whose messages are held back for long knows lockd's clock that badly.
+        self.watch = Watch(None if plan.faults else plan.delay_ns_max // 1000 + 1000)
         self.world = World(self.schedule, self.network, self)
         self.lockd = LockdProcess(self.world, plan.ttl_ns)
-        self.actors = [
-            Actor(self, client, directory, random) for client, directory in zip(plan.clients, directories, strict=True)
-        ]
+        self.actors = [Actor(self, client, self.new_directory(client.name), random) for client in plan.clients]
         self._by_name = {actor.plan.name: actor for actor in self.actors}
+        self._injector = Injector(self, random)
         for actor in self.actors:
             self.schedule.after(actor.plan.start_ns, actor.start)
 
+    def new_directory(self, name: str) -> Directory:
+        """Return an empty directory."""
+        directory = Directory(name, ShortAnswers(self._random.randbytes, self.plan.fetch_bytes_max))
+        self.watch.directories.append(directory)
+        return directory
+
     def run(self) -> None:
         """Run to the end of the plan, until the group is at rest, and then until every file is clean."""
+        if self.plan.faults:
+            last_ns = max(fault.at_ns + fault.lasts_ns for fault in self.plan.faults)
+            self.schedule.after(last_ns, self.network.calm_down)
+            self.schedule.after(last_ns + 6 * self.plan.ttl_ns, self.give_up_what_is_lost)
         self._until_rest()
         for file in self._unclean():
             actor = next(actor for actor in self.actors if not actor.gone)
@@ -183,6 +222,7 @@ class Group:
         if self._unclean():
             raise Broken(f"{self._unclean()} are still unclean")
         self._check_equal()
+        self._check_outcomes()
         self.lockd.stop()
 
     def can_spare(self, running: Iterable[Running]) -> bool:
@@ -193,7 +233,42 @@ class Group:
             each.op.file in in_sync for each in running
         )
 
+    def give_up_what_is_lost(self) -> None:
+        """Accept, as an operator, the loss of files of which nobody was ever told anything."""
+        there = {actor.directory.replica for actor in self.actors}
+        for file, members in list(self.lockd.disk.in_sync.items()):
+            if there.isdisjoint(members):
+                if file in self.watch.acknowledged:
+                    raise Broken(f"{file}@{self.watch.acknowledged[file]} is lost")
+                hosts = tuple([self.lockd.disk.replicas[replica].host for replica in members])
+                self.lockd.operate(partial(GiveUp, self.lockd.disk.epoch, request=2, file=file, hosts=hosts))
+
+    def can_lose(self, replica: str) -> bool:
+        """Tell whether every file survives where this replica's directory is lost."""
+        there = {actor.directory.replica for actor in self.actors} - {replica}
+        return all(
+            replica not in members or there.intersection(members) for members in self.lockd.disk.in_sync.values()
+        )
+
     # What the world tells
+
+    def started(self, client: ClientProcess) -> None:
+        self._injector.connect(client)
+
+    def died(self, client: ClientProcess | None) -> None:
+        if client is None:
+            self._injector.lockd_died()
+            return
+        actor = self._by_name[client.name]
+        self._injector.cut(client)
+        actor.died()
+        if client.crash_in is None:  # no fault of ours ended it, so none will start it again
+            self.schedule.after(_AGAIN_NS, actor.start_again)
+
+    def refused(self, client: ClientProcess, reason: str) -> None:
+        if not self.plan.faults:
+            raise Broken(f"{client.name} was refused: {reason}")
+        client.kill()
 
     def lockd_stepped(self, lockd: LockdProcess, effects: list[lockd_effects.Effect]) -> None:
         self.watch.lockd_stepped(lockd, effects)
@@ -218,9 +293,16 @@ class Group:
             watch.check()
 
     def _at_rest(self) -> bool:
-        return not self.network.in_flight and all(actor.at_rest for actor in self.actors) and not self._why_not()
+        return (
+            not self.network.in_flight
+            and not self._injector.pending
+            and all(actor.at_rest for actor in self.actors)
+            and not self._why_not()
+        )
 
     def _why_not(self) -> str:
+        if not self.lockd.alive:
+            return "lockd is down"
         live = {actor.directory.replica: actor for actor in self.actors if actor.process is not None}
         for lock in self.lockd.core.locks.values():
             assert lock.file is not None
@@ -249,6 +331,24 @@ class Group:
                 version = actor.directory.journal.version_at(lock.name, seq)
                 if actor.process is not None and version != lock.file.clean:
                     raise Broken(f"{actor.plan.name} is at {lock.name}{version}, the group at {lock.file.clean}")
+
+    def _check_outcomes(self) -> None:
+        """Check that what was told of every change is true of the history that is left."""
+        journal = next(actor.directory.journal for actor in self.actors if not actor.gone)
+        versions: dict[str, Version] = {}
+        for file, state in journal.states().items():
+            for seq in range(1, state.head.version.seq + 1):
+                id_, version = journal.record_at(file, seq).id, journal.version_at(file, seq)
+                if id_ in versions or version is None:
+                    raise Broken(f"{id_} is in the history twice")
+                versions[id_] = version
+        for actor in self.actors:
+            for op, effect in actor.done:
+                found = versions.get(effect.id)
+                if op.verb != "read" and effect.outcome == "ok" and found != effect.version:
+                    raise Broken(f"{effect.id} ended ok at {op.file}{effect.version}, and is at {found}")
+                if effect.outcome == "failed" and found is not None:
+                    raise Broken(f"{effect.id} ended failed, and is at {op.file}{found}")
 
     @property
     def elapsed_ns(self) -> int:

@@ -2,8 +2,11 @@
 
 from collections.abc import Callable
 
-from common.eventlog import parse_event
+from client.loose import loose
+from common.clock import tick
+from common.eventlog import Event, parse_event
 from common.grantlog import parse_grant
+from common.records import Version
 from scripts.verdict.evidence import Asked, Client, EventLine, Evidence, Grants, Journal, LockLine, Snapshots
 from scripts.verdict.finding import Finding
 from scripts.verdict.properties import judge
@@ -21,19 +24,52 @@ def judge_group(group: Group) -> tuple[Finding, ...]:
 def evidence_of(group: Group) -> Evidence:
     """Return what the group left, as scripts/check would read it from files."""
     lines = [LockLine(number, parse_grant(text), text) for number, text in enumerate(group.lockd.grants, 1)]
-    outcomes = [finished.outcome for actor in group.actors for finished in actor.done]
+    outcomes = [finished.outcome for actor in group.actors for _, finished in actor.done]
+    outcomes += ["unknown" for actor in group.actors for _ in range(actor.unknown)]
     gone = tuple(actor.plan.name for actor in group.actors if actor.gone)
     # Where an op was cut off by its client's leaving, whether it happened is for the verdict to find out.
-    calm = not gone and all(outcome == "ok" for outcome in outcomes)
+    calm = not gone and all(outcome == "ok" for outcome in outcomes) and not group.plan.faults
     asked = Asked(len(group.actors), len(outcomes), group.plan.files, stopped=not calm, left=gone)
     clients = [_client_of(actor.directory) for actor in group.actors]
+    left = next(actor.directory for actor in group.actors if not actor.gone)
+    clients += [_log_of(lost, left) for actor in group.actors for lost in actor.lost]
     return Evidence(clients, Grants("lockd/grants.log", lines), asked)
 
 
-def _client_of(directory: Directory) -> Client:
-    lines = [
+def _lines_of(directory: Directory) -> list[EventLine]:
+    return [
         EventLine(number, parse_event(text), text) for number, text in enumerate(directory.lines, 1 + _HEADER_LINES)
     ]
+
+
+def _log_of(lost: Directory, left: Directory) -> Client:
+    """Return what a wiped directory has left: nothing, but what others know of it has to fit its log.
+
+    What never came to the others stands in it as if it had come back, and had been told so.
+    """
+    lines = _lines_of(lost)
+    gone = list(loose((line.event for line in reversed(lines)), lost.journal))
+    for file, state in lost.journal.states().items():
+        for seq in range(state.head.version.seq, 0, -1):
+            version = lost.journal.version_at(file, seq)
+            if version != left.journal.version_at(file, seq):
+                gone += [line.event for line in lines if _tells(line.event, file, version)][-1:]
+    for event in gone:
+        last = lines[-1].event
+        undo = Event(last.time_us, last.host, tick(last.clock, last.host), "undo", {**event.values, "from": last.host})
+        lines.append(EventLine(lines[-1].number + 1, undo))
+    return Client(f"{lost.name}, wiped", lines, {}, {}, Snapshots({}, lambda file, seq: b""), lost.host)
+
+
+def _tells(event: Event, file: str, version: Version | None) -> bool:
+    assert version is not None
+    values = event.values
+    made = event.verb not in ("read", "undo") and values["file"] == file
+    return made and values["hash"] == version.hash[:6].hex()
+
+
+def _client_of(directory: Directory) -> Client:
+    lines = _lines_of(directory)
     journal = directory.journal
     newest = {file: state.head.version.seq for file, state in journal.states().items()}
     journals = {}

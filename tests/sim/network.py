@@ -1,18 +1,37 @@
-"""The network: connections that keep their order, each message under way for a while that the seed draws."""
+"""The network: connections that keep their order, each message under way for a while that the seed draws.
 
-from collections.abc import Callable
+A link is a connection with both its directions. It can break: what is under way on it is lost. A path between two
+processes can be closed, in one direction or both: what is sent is held back, as TCP does, until it opens again or
+the link breaks.
+"""
+
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Final, Protocol
 
 from tests.sim.schedule import Schedule
 
+LOCKD: Final = b"lockd"
+
 Connection = tuple[str, bytes, bytes]
 """One direction of one connection: what it is for, from whom, to whom."""
 
+Link = tuple[str, bytes, bytes]
+"""What it is for, who opened it, who listens."""
+
 Arrive = Callable[[Connection, bytes], None]
 
+_CALM_NS: Final = 1_000_000
 _LONG: Final = 0.97
 """How many of the messages take no unusual time."""
+
+
+def link_of(connection: Connection) -> Link:
+    """Return the link that a connection is one direction of."""
+    kind, sender, receiver = connection
+    if kind == "answer" or sender == LOCKD:
+        return ("replica" if kind == "answer" else kind), receiver, sender
+    return connection
 
 
 class Carrier(Protocol):
@@ -32,11 +51,23 @@ class Network:
         self._delay_ns = delay_ns
         self._delay_ns_max = delay_ns_max
         self._newest_ns: dict[Connection, int] = {}
+        self._broken: dict[Link, int] = {}
+        self._closed: set[tuple[str, str]] = set()
+        self.names: dict[bytes, str] = {LOCKD: "lockd"}
+        self._held: dict[Connection, list[tuple[bytes, Arrive]]] = {}
+        self.down: set[Link] = set()
         self.in_flight = 0
         self.carried = 0
 
     def send(self, connection: Connection, frame: bytes, arrive: Arrive) -> None:
         """Bring `frame` to the other end."""
+        if self.down and (link := link_of(connection)) in self.down:
+            if link[1] == connection[1]:  # who opened it queues what it sends; the listener's end is gone
+                self._held.setdefault(connection, []).append((frame, arrive))
+            return
+        if self._closed and self._is_closed(connection):
+            self._held.setdefault(connection, []).append((frame, arrive))
+            return
         # The square of a uniform draw: mostly short, at times three times the average; few take very long.
         draw = self._random()
         if draw < _LONG:
@@ -46,9 +77,68 @@ class Network:
         arrival_ns = max(self._schedule.now_ns + delay_ns, self._newest_ns.get(connection, 0))
         self._newest_ns[connection] = arrival_ns
         self.in_flight += 1
-        self._schedule.at(arrival_ns, self._arrive, connection, frame, arrive)
+        broken = self._broken.get(link_of(connection), 0) if self._broken else 0
+        self._schedule.at(arrival_ns, self._arrive, connection, frame, arrive, broken)
 
-    def _arrive(self, connection: Connection, frame: bytes, arrive: Arrive) -> None:
+    def _arrive(self, connection: Connection, frame: bytes, arrive: Arrive, broken: int) -> None:
         self.in_flight -= 1
+        if self._broken and self._broken.get(link_of(connection), 0) != broken:
+            return
+        if self._closed and self._is_closed(connection):
+            self._held.setdefault(connection, []).append((frame, arrive))
+            return
         self.carried += 1
         arrive(connection, frame)
+
+    # Faults
+
+    def calm_down(self) -> None:
+        """Carry everything within a millisecond or two from now on."""
+        self._delay_ns, self._delay_ns_max = min(self._delay_ns, _CALM_NS), 2 * _CALM_NS
+
+    def break_link(self, link: Link, *, stays_down: bool = False, forget: bool = True) -> None:
+        """Lose what is under way on a link; until `mend`, where it stays down, its opener's messages wait."""
+        self._broken[link] = self._broken.get(link, 0) + 1
+        if stays_down:
+            self.down.add(link)
+        if forget:
+            for connection in [connection for connection in self._held if link_of(connection) == link]:
+                del self._held[connection]
+
+    def mend(self, link: Link) -> None:
+        """Let a link be up again: what its opener has sent meanwhile leaves now."""
+        self.down.discard(link)
+        self._release(link)
+
+    def close(self, sender: str, receiver: str) -> None:
+        """Hold back what the processes of one name send to those of another."""
+        self._closed.add((sender, receiver))
+
+    def is_open(self, one: str, other: str) -> bool:
+        """Tell whether two names reach each other."""
+        return (one, other) not in self._closed and (other, one) not in self._closed
+
+    def open(self, paths: Iterable[tuple[str, str]], lose: Callable[[], bool]) -> list[Link]:
+        """Open closed paths. What was held back leaves now, or breaks its link where `lose` says so.
+
+        Returns the links that broke.
+        """
+        self._closed.difference_update(paths)
+        broken = []
+        free = {link_of(connection) for connection in self._held if not self._is_closed(connection)}
+        for link in sorted(free - self.down):
+            if lose():
+                self.break_link(link)
+                broken.append(link)
+            else:
+                self._release(link)
+        return broken
+
+    def _is_closed(self, connection: Connection) -> bool:
+        _, sender, receiver = connection
+        return (self.names.get(sender, ""), self.names.get(receiver, "")) in self._closed
+
+    def _release(self, link: Link) -> None:
+        for connection in sorted(connection for connection in self._held if link_of(connection) == link):
+            for frame, arrive in self._held.pop(connection):
+                self.send(connection, frame, arrive)

@@ -1,10 +1,11 @@
 """What one seed draws: clients, files, ops, absences, clocks and delays."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from typing import Final
 
 from client.effects import OpVerb
+from tests.sim.faults import Fault, draw_faults
 
 _MS: Final = 1_000_000
 _DELAY_NS_MAX: Final = 60 * _MS
@@ -45,7 +46,10 @@ class Absence:
 
 @dataclass(frozen=True, slots=True)
 class PlannedClient:
-    """A client: its start, how far its clock is off, its ops, how many of them at a time, and its absences."""
+    """A client: its start, how far its clock is off, its ops, how many of them at a time, and its absences.
+
+    Its clock runs too fast by `drift_ppm` millionths.
+    """
 
     name: str
     start_ns: int
@@ -53,6 +57,7 @@ class PlannedClient:
     ops: tuple[PlannedOp, ...]
     lanes: int
     absences: tuple[Absence, ...]
+    drift_ppm: int = 0
 
     @property
     def stays(self) -> bool:
@@ -71,18 +76,20 @@ class Plan:
     delay_ns_max: int
     ttl_ns: int
     fetch_bytes_max: int
+    faults: tuple[Fault, ...] = ()
 
 
-def draw_plan(seed: int) -> Plan:
-    """Draw the plan of a seed, the same for ever as long as this function stays."""
+def draw_plan(seed: int, *, calm: bool = False) -> Plan:
+    """Draw the plan of a seed, the same for ever as long as this function stays. A `calm` one has no faults."""
     random = Random(seed)
+    faulty = not calm
     files = ("a.txt", "b.txt", "folder/c.txt")[: random.randint(1, 3)]
     count = random.randint(1, 6)
     # With few ops per client many seeds run; some seeds have more.
     ops_max = random.choice((2, 4, 4, 8))
     think_ns = random.choice((0, 5, 50)) * _MS
     late = random.random() < 0.4
-    leaving = count > 1 and random.random() < 0.35
+    leaving = count > 1 and random.random() < 0.35 and not faulty
     reads = random.choice((1, 1, 5))
     delay_ns = random.choice((50_000, 1 * _MS, 1 * _MS, 10 * _MS))
     clients = []
@@ -100,10 +107,20 @@ def draw_plan(seed: int) -> Plan:
                 ops,
                 random.choice((1, 1, 1, 3)),
                 absences,
+                random.randint(-200, 200) if faulty else 0,
             )
         )
     fetch_bytes_max = random.choice((300, 1_000_000))
-    return Plan(seed, files, tuple(clients), delay_ns, _DELAY_NS_MAX, 3_000 * _MS, fetch_bytes_max)
+    if not faulty:
+        return Plan(seed, files, tuple(clients), delay_ns, _DELAY_NS_MAX, 3_000 * _MS, fetch_bytes_max)
+    if random.random() < 0.5:
+        faults = draw_faults(random, count, 1_000 * _MS)
+        return Plan(seed, files, tuple(clients), delay_ns, _DELAY_NS_MAX, 1_000 * _MS, fetch_bytes_max, faults)
+    # A storm: few files, and messages under way for longer than a lease; so hand-overs cross with all that is late.
+    clients = [replace(client, ops=tuple([replace(op, file="a.txt") for op in client.ops])) for client in clients]
+    ttl_ns = 100 * _MS
+    faults = draw_faults(random, count, ttl_ns)
+    return Plan(seed, ("a.txt",), tuple(clients), 10 * _MS, 4 * ttl_ns, ttl_ns, fetch_bytes_max, faults)
 
 
 def _draw_op(random: Random, files: tuple[str, ...], reads: int, think_ns: int) -> PlannedOp:

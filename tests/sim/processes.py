@@ -24,6 +24,7 @@ from client.effects import (
     PeerAnswer,
     Persist,
     Persisted,
+    PersistFailed,
     ReadFile,
     Remember,
     SendLockd,
@@ -31,21 +32,21 @@ from client.effects import (
     Submit,
     Timer,
 )
+from client.journal import MetaValue, StorageError
 from client.shared import Identity
 from common.clock import merge
 from common.eventlog import format_event, parse_event
 from common.grantlog import format_grant
-from common.messages import FromLockd, FromReplica, Member, ToLockd, ToReplica
+from common.messages import FromLockd, FromReplica, Goodbye, Hello, Member, ToLockd, ToReplica
 from common.records import Record
 from common.wire import decode, encode
 from lockd import effects as lockd_effects
 from lockd.core import Lockd
-from lockd.effects import Durable, InSyncChanged, LogGrant, ReplicaSeen, Send, SessionEnded, SessionOpened
+from lockd.effects import Durable, InSyncChanged, LogGrant, Rebuilt, ReplicaSeen, Send, SessionEnded, SessionOpened
 from tests.doubles import MemoryJournal
-from tests.sim.network import Carrier, Connection
-from tests.sim.schedule import Schedule
+from tests.sim.network import LOCKD, Carrier, Connection
+from tests.sim.schedule import START_NS, Schedule
 
-LOCKD = b"lockd"
 Trace = deque[tuple[int, str, object]]
 
 
@@ -53,8 +54,21 @@ class Broken(AssertionError):
     """An invariant does not hold, or a process did what no driver may be asked for."""
 
 
+class Crashed(Exception):
+    """The process is to end here, between two effects."""
+
+
 class Observer(Protocol):
     """Who looks at every step."""
+
+    def started(self, client: "ClientProcess") -> None:
+        """A client runs; it is for the observer to connect it with lockd."""
+
+    def died(self, client: "ClientProcess | None") -> None:
+        """A client has crashed, or lockd (None)."""
+
+    def refused(self, client: "ClientProcess", reason: str) -> None:
+        """A client was refused by lockd, which ends it."""
 
     def lockd_stepped(self, lockd: "LockdProcess", effects: list[lockd_effects.Effect]) -> None:
         """Lockd has taken in something."""
@@ -76,7 +90,7 @@ class World:
     schedule: Schedule
     network: Carrier
     observer: Observer
-    trace: Trace = field(default_factory=lambda: deque(maxlen=50))
+    trace: Trace = field(default_factory=lambda: deque(maxlen=5000))
     clients: dict[bytes, "ClientProcess"] = field(default_factory=dict)
 
 
@@ -102,47 +116,126 @@ class Alarm:
 
 
 class LockdProcess:
-    """lockd's core, its disk and its grants.log."""
+    """lockd's core, its disk and its grants.log, from one start to the next."""
 
     def __init__(self, world: World, ttl_ns: int) -> None:
         self.world = world
-        self.disk = Durable("0123456789abcdef", 1)
-        self.core = Lockd(Durable(self.disk.group, self.disk.epoch), ttl_ns)
+        self.disk = Durable("0123456789abcdef", 0)
         self.grants: list[str] = []
+        self.alive = False
+        self.crash_in: int | None = None
+        self._ttl_ns = ttl_ns
+        self._held: list[tuple[Connection, bytes]] | None = None
         self._alarm = Alarm(world.schedule, self._ring)
+        self.start()
+
+    def start(self) -> None:
+        """Start from what is on disk."""
+        disk = self.disk
+        disk.epoch += 1
+        durable = Durable(
+            disk.group,
+            disk.epoch,
+            disk.last_session,
+            dict(disk.replicas),
+            dict(disk.in_sync),
+            dict(disk.sessions),
+            list(disk.holds),
+            dict(disk.clocks),
+        )
+        self.core = Lockd(durable, self._ttl_ns)
+        self.alive = True
+        self._do(self.core.begin(self.world.schedule.now_ns))
+
+    def kill(self) -> None:
+        """End at once."""
+        self.alive = False
+        self.crash_in = self._held = None
+        self._alarm.set(None)
+        self.world.observer.died(None)
+
+    @property
+    def paused(self) -> bool:
+        """Tell whether it stands still."""
+        return self._held is not None
+
+    def pause(self) -> None:
+        """Do nothing, until `go_on`."""
+        self._held = []
+
+    def go_on(self) -> None:
+        """Take in what has come meanwhile, then look at the time."""
+        held, self._held = self._held, None
+        for connection, frame in held or ():
+            self.receive(connection, frame)
+        if self.alive:
+            self._ring()
 
     def receive(self, connection: Connection, frame: bytes) -> None:
         """Take in a frame of a client."""
+        if self._held is not None:
+            self._held.append((connection, frame))
+            return
+        if not self.alive:
+            return
         message: ToLockd = decode(frame, ToLockd)  # type: ignore[arg-type]
         world = self.world
         now_ns = world.schedule.now_ns
         world.trace.append((now_ns, "lockd", message))
         self._do(self.core.handle(connection[1], message, now_ns))
 
+    def disconnected(self, route: bytes) -> None:
+        """Take in that a connection is down."""
+        if self.alive and self._held is None:
+            self._do(self.core.disconnected(route, self.world.schedule.now_ns))
+
+    def operate(self, request: Callable[[int], ToLockd]) -> None:
+        """Let an operator, a client without a replica, ask for something."""
+        now_ns, route = self.world.schedule.now_ns, b"operator"
+        self._do(self.core.handle(route, Hello(1, "operator", "0" * 16, None, "", 0, 0), now_ns))
+        self._do(self.core.handle(route, request(self.disk.last_session), now_ns))
+        self._do(self.core.handle(route, Goodbye(self.disk.epoch, self.disk.last_session), now_ns))
+
     def stop(self) -> None:
         """End in good order."""
         self._do(self.core.stop(self.world.schedule.now_ns))
 
     def _ring(self) -> None:
-        self._do(self.core.handle_timer(self.world.schedule.now_ns))
+        if self._held is None:
+            self._do(self.core.handle_timer(self.world.schedule.now_ns))
 
     def _do(self, effects: list[lockd_effects.Effect]) -> None:
-        world = self.world
-        for effect in effects:
-            match effect:
-                case Send(route, message):
-                    world.network.send(("lockd", LOCKD, route), encode(message), self._deliver)
-                case LogGrant(line):
-                    self.grants.append(format_grant(line))
-                case lockd_effects.Persist(changes):
-                    for change in changes:
-                        self._write(change)
-                case lockd_effects.Note(text):
-                    world.trace.append((world.schedule.now_ns, "lockd", text))
-                case _:
-                    assert_never(effect)
+        try:
+            for effect in effects:
+                self._do_one(effect)
+        except Crashed:
+            self.kill()
+            return
         self._alarm.set(self.core.deadline_ns())
-        world.observer.lockd_stepped(self, effects)
+        self.world.observer.lockd_stepped(self, effects)
+
+    def _do_one(self, effect: lockd_effects.Effect) -> None:
+        if self.crash_in is not None:
+            self.crash_in -= 1
+            if self.crash_in < 0:
+                raise Crashed
+        match effect:
+            case Send(route, message):
+                self.world.network.send(("lockd", LOCKD, route), encode(message), self._deliver)
+            case LogGrant(line):
+                self.grants.append(format_grant(line))
+                self.disk.holds = [hold for hold in self.disk.holds if hold.token != line.token]
+                if line.event == "grant":
+                    self.disk.holds.append(line)
+            case lockd_effects.Persist(changes):
+                for change in changes:
+                    self._write(change)
+            case lockd_effects.KeepClocks(lock, writers, readers):
+                self.disk.clocks[lock] = writers, readers
+            case lockd_effects.Note(text):
+                self.world.trace.append((self.world.schedule.now_ns, "lockd", text))
+            case _:
+                assert_never(effect)
 
     def _deliver(self, connection: Connection, frame: bytes) -> None:
         client = self.world.clients.get(connection[2])
@@ -155,10 +248,16 @@ class LockdProcess:
                 self.disk.replicas[replica] = change
             case SessionOpened(session):
                 self.disk.last_session = session
+                self.disk.sessions[session] = change
             case InSyncChanged(file, replicas):
-                self.disk.in_sync[file] = replicas
-            case SessionEnded():
-                pass
+                if replicas:
+                    self.disk.in_sync[file] = replicas
+                else:
+                    self.disk.in_sync.pop(file, None)
+            case SessionEnded(session):
+                self.disk.sessions.pop(session, None)
+            case Rebuilt(group, epoch):
+                self.disk.group, self.disk.epoch = group, epoch
             case _:
                 assert_never(change)
 
@@ -211,7 +310,8 @@ class Directory:
             int(meta.get("epoch", 0)),
             max((int(id_.removeprefix(own)) for id_ in ids if id_.startswith(own)), default=0),
         )
-        return Client(identity, self.journal, states, clock, events[-1].time_us if events else 0)
+        last_us = events[-1].time_us if events else 0
+        return Client(identity, self.journal, states, clock, last_us, reversed(events))
 
 
 class ClientProcess:
@@ -225,6 +325,7 @@ class ClientProcess:
         random: Random,
         clock_offset_ns: int,
         joined: Callable[[], None],
+        drift_ppm: int = 0,
     ) -> None:
         self.world = world
         self.directory = directory
@@ -233,6 +334,10 @@ class ClientProcess:
         self._lockd = lockd
         self._joined = joined
         self._offset_ns = clock_offset_ns
+        self._drift_ppm = drift_ppm
+        self.alive = True
+        self.crash_in: int | None = None
+        self._inbox: list[Event] | None = None
         incarnation = f"{random.getrandbits(64):016x}"
         self._connections: dict[str, Member] = {}
         self._held: list[tuple[bytes, ToReplica]] = []
@@ -242,6 +347,7 @@ class ClientProcess:
         self.route = (directory.replica + incarnation).encode()
         world.clients[self.route] = self
         self.feed(Timer())
+        world.observer.started(self)
 
     @property
     def name(self) -> str:
@@ -252,9 +358,41 @@ class ClientProcess:
         """Begin an op."""
         self.feed(submit)
 
+    @property
+    def now_ns(self) -> int:
+        """The time by its own clock."""
+        true_ns = self.world.schedule.now_ns
+        return true_ns + (true_ns - START_NS) * self._drift_ppm // 1_000_000 + self._offset_ns
+
     def leave(self) -> None:
         """End the session in good order, and the process."""
         self.feed(Leave())
+        self._end()
+
+    def kill(self) -> None:
+        """End at once."""
+        if self.alive:
+            self._end()
+            self.world.observer.died(self)
+
+    @property
+    def paused(self) -> bool:
+        """Tell whether it stands still."""
+        return self._inbox is not None
+
+    def pause(self) -> None:
+        """Do nothing, until `go_on`."""
+        self._inbox = []
+
+    def go_on(self) -> None:
+        """Take in what has come meanwhile, then look at the time."""
+        inbox, self._inbox = self._inbox, None
+        for event in inbox or ():
+            self.feed(event)
+        self.feed(Timer())
+
+    def _end(self) -> None:
+        self.alive = False
         self._alarm.set(None)
         del self.world.clients[self.route]
 
@@ -278,20 +416,34 @@ class ClientProcess:
 
     def feed(self, event: Event) -> None:
         """Give the core an event and do what it asks for."""
+        if not self.alive:
+            return
+        if self._inbox is not None:
+            self._inbox.append(event)
+            return
         world = self.world
-        now_ns = world.schedule.now_ns
-        world.trace.append((now_ns, self.name, event))
+        world.trace.append((world.schedule.now_ns, self.name, event))
         was_joined = self.joined
-        effects = self.core.handle(event, now_ns + self._offset_ns)
-        while effects:
-            effects = self._do(effects)
+        try:
+            effects = self.core.handle(event, self.now_ns)
+            while effects:
+                effects = self._do(effects)
+        except Crashed:
+            self.kill()
+        if self.route in world.clients:  # nothing has ended it in the midst of this step
+            self._set_alarm()
+            if self.joined and not was_joined:
+                held, self._held = self._held, []
+                for route, message in held:
+                    self.feed(FromPeer(route, message))
+                self._joined()
+
+    def _set_alarm(self) -> None:
         deadline_ns = self.core.deadline_ns()
-        self._alarm.set(None if deadline_ns is None else deadline_ns - self._offset_ns)
-        if self.joined and not was_joined:
-            held, self._held = self._held, []
-            for route, message in held:
-                self.feed(FromPeer(route, message))
-            self._joined()
+        if deadline_ns is not None:
+            ahead_ns = deadline_ns - self.now_ns
+            deadline_ns = self.world.schedule.now_ns + ahead_ns + max(0, ahead_ns) * abs(self._drift_ppm) // 1_000_000
+        self._alarm.set(deadline_ns)
 
     def _ring(self) -> None:
         self.feed(Timer())
@@ -300,6 +452,10 @@ class ClientProcess:
         """Do the effects in their order; return those that follow from a Persist, the last of them."""
         world, directory = self.world, self.directory
         for effect in effects:
+            if self.crash_in is not None:
+                self.crash_in -= 1
+                if self.crash_in < 0:
+                    raise Crashed
             match effect:
                 case SendLockd(message):
                     connection = ("lockd", self.route, LOCKD)
@@ -318,9 +474,12 @@ class ClientProcess:
                 case Persist(ticket):
                     if effect is not effects[-1]:
                         raise Broken(f"{self.name}: a Persist is not the last effect of its list")
+                    try:
+                        directory.journal.write(effect)
+                    except StorageError as error:
+                        return self.core.handle(PersistFailed(ticket, str(error)), self.now_ns)
                     world.observer.persisted(self, effect)
-                    directory.journal.write(effect)
-                    return self.core.handle(Persisted(ticket), world.schedule.now_ns + self._offset_ns)
+                    return self.core.handle(Persisted(ticket), self.now_ns)
                 case ReadFile(op, file):
                     self.reads[op] = directory.journal.read(file)
                 case Finished():
@@ -331,11 +490,16 @@ class ClientProcess:
                     self._connections.pop(replica, None)
                 case Remember(replica, host, group, epoch):
                     directory.replica = replica
-                    directory.journal.set_meta({"replica_id": replica, "host": host, "group": group, "epoch": epoch})
+                    kept: dict[str, MetaValue] = {"replica_id": replica, "host": host, "group": group, "epoch": epoch}
+                    try:
+                        directory.journal.set_meta(kept)
+                    except StorageError:
+                        raise Crashed from None  # as client/node.py, which ends with what to do about it
                 case Joined():
                     self.joined = True
                 case JoinRefused(reason):
-                    raise Broken(f"{self.name} was refused: {reason}")
+                    world.observer.refused(self, reason)
+                    return []
                 case Note():
                     world.trace.append((world.schedule.now_ns, self.name, effect))
                 case _:

@@ -29,9 +29,9 @@ class Figures:
     elapsed_ns: int
 
 
-def run_seed(seed: int) -> Figures:
-    """Run a seed to its end. Raises SimulationFailed."""
-    group = Group(draw_plan(seed))
+def run_seed(seed: int, *, calm: bool = False) -> Figures:
+    """Run a seed to its end, a calm one without faults. Raises SimulationFailed."""
+    group = Group(draw_plan(seed, calm=calm))
     try:
         group.run()
         for finding in judge_group(group):
@@ -41,9 +41,9 @@ def run_seed(seed: int) -> Figures:
         frames = "" if isinstance(error, Broken) else "".join(traceback.format_tb(error.__traceback__)[-3:])
         raise SimulationFailed(
             f"seed {seed}: {type(error).__name__}: {error}\n{frames}"
-            f"again: python -m tests.sim --seed {seed}\n{show_trace(group.world.trace)}"
+            f"again: python -m tests.sim{' --calm' if calm else ''} --seed {seed}\n{show_trace(group.world.trace)}"
         ) from error
-    ops = sum(len(actor.done) for actor in group.actors)
+    ops = sum(len(actor.done) + actor.unknown for actor in group.actors)
     return Figures(ops, group.schedule.steps, group.network.carried, group.elapsed_ns)
 
 

@@ -19,9 +19,9 @@ class Watch:
     - network time is lockd's, but for the time a message may take.
     """
 
-    def __init__(self, directories: list[Directory], clock_error_us_max: int) -> None:
+    def __init__(self, clock_error_us_max: int | None) -> None:
         self.acknowledged: dict[str, Version] = {}
-        self._directories = directories
+        self.directories: list[Directory] = []
         self._clock_error_us_max = clock_error_us_max
         self._token = 0
         self._queues: dict[str, list[tuple[int, int]]] = {}
@@ -54,14 +54,15 @@ class Watch:
         for session, request in before[:last]:
             if (session, request) in lock.queue:
                 member = lockd.core.sessions[session].member
-                if member is not None and member.replica in in_sync:
+                connected = lockd.core.sessions[session].connected
+                if connected and member is not None and member.replica in in_sync:
                     raise Broken(f"{lock.name}: request {request} of {member.host} was passed over")
         self._queues[lock.name] = list(lock.queue)
 
     def logged(self, client: ClientProcess, effect: Log) -> None:
         """Check network time."""
         error_us = effect.time_us - client.world.schedule.now_ns // 1000
-        if abs(error_us) > self._clock_error_us_max:
+        if self._clock_error_us_max is not None and abs(error_us) > self._clock_error_us_max:
             raise Broken(f"{client.name}'s network time is off by {error_us} µs")
 
     def persisted(self, client: ClientProcess, effect: Persist) -> None:
@@ -91,7 +92,7 @@ class Watch:
             version = self.acknowledged.get(file)
             if version is None:
                 continue
-            for directory in self._directories:
+            for directory in self.directories:
                 if directory.replica in self._in_sync[file]:
                     held = directory.journal.version_at(file, version.seq)
                     if held is None or held.hash != version.hash:

@@ -1,0 +1,58 @@
+"""What the storage asks of the operating system: so few calls that a test can put a worse disk in their place."""
+
+import os
+from pathlib import Path
+from typing import Final, Protocol
+
+
+class Disk(Protocol):
+    """The calls of `os` that touch a data directory's durable parts, under their names there. They raise OSError."""
+
+    def open(self, path: Path | str, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        """Open a file or directory."""
+
+    def close(self, fd: int, /) -> None:
+        """Close a descriptor."""
+
+    def pread(self, fd: int, length: int, offset: int, /) -> bytes:
+        """Read up to `length` bytes."""
+
+    def pwrite(self, fd: int, data: bytes | bytearray, offset: int, /) -> int:
+        """Write some of `data`; return how much."""
+
+    def write(self, fd: int, data: bytes, /) -> int:
+        """Write some of `data` at the end of a file opened to append; return how much."""
+
+    def ftruncate(self, fd: int, length: int, /) -> None:
+        """Cut a file to `length` bytes."""
+
+    def fsync(self, fd: int) -> None:
+        """Wait until a file, or a directory's entries, are on disk."""
+
+    def fdatasync(self, fd: int) -> None:
+        """Wait until a file's content is on disk."""
+
+    def sync(self) -> None:
+        """Wait until all that was ever handed to the system is on disk."""
+
+    def fstat(self, fd: int) -> os.stat_result:
+        """Tell of an open file."""
+
+    def stat(self, path: Path | str, *, dir_fd: int | None = None, follow_symlinks: bool = True) -> os.stat_result:
+        """Tell of a file by its name."""
+
+    def listdir(self, path: Path) -> list[str]:
+        """Return the names in a directory."""
+
+    def mkdir(self, path: Path | str, mode: int = 0o777, *, dir_fd: int | None = None) -> None:
+        """Make a directory."""
+
+    def unlink(self, path: Path | str, *, dir_fd: int | None = None) -> None:
+        """Take a name away."""
+
+    def replace(self, src: Path, dst: Path) -> None:
+        """Give a file another name, in place of the file that had it."""
+
+
+SYSTEM: Final[Disk] = os
+"""The operating system's own."""

@@ -1,0 +1,70 @@
+"""What an operator asks of lockd: a session without a replica, one request, its answer."""
+
+import os
+from typing import Final, TypeVar
+
+import zmq
+
+from client.reach import reach
+from common.errors import refused
+from common.messages import FromLockd, GiveUp, Goodbye, Hello, InSync, Refused, ToLockd, Welcome
+from common.sockets import caller
+from common.wire import WireError, decode, encode
+
+_ANSWER_MS: Final = 10_000
+_HELLO, _REQUEST = 1, 2
+
+Answer = TypeVar("Answer")
+
+
+def give_up(lockd: str, name: str | None, file: str, hosts: list[str]) -> int:
+    """Accept the loss of what these absent hosts alone have of a file; return how many replicas go on.
+
+    Raises CommandError where lockd refuses, or does not answer.
+    """
+    with Operator(lockd, name) as operator:
+        request = GiveUp(operator.epoch, operator.session, _REQUEST, file, tuple(sorted(set(hosts))))
+        return len(operator.ask(request, InSync).in_sync)
+
+
+class Operator:
+    """A session with lockd, without a replica. A context: its end is the session's."""
+
+    def __init__(self, lockd: str, name: str | None) -> None:
+        """Open the session. Raises CommandError."""
+        reach(lockd)
+        incarnation = os.urandom(8).hex()
+        self._lockd = lockd
+        self._context = zmq.Context[zmq.Socket[bytes]]()
+        self._socket = caller(self._context, incarnation.encode())
+        self._socket.set(zmq.RCVTIMEO, _ANSWER_MS)
+        try:
+            self._socket.connect(lockd)
+            hello = Hello(_HELLO, name or f"operator-{incarnation}", incarnation, None, "", 0, 0)
+            welcome = self.ask(hello, Welcome)
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+        self.epoch, self.session = welcome.epoch, welcome.session
+
+    def ask(self, request: ToLockd, expected: type[Answer]) -> Answer:
+        """Return lockd's answer. Raises CommandError."""
+        self._socket.send(encode(request))
+        while True:
+            try:
+                answer: FromLockd = decode(self._socket.recv(), FromLockd)  # type: ignore[arg-type]
+            except zmq.Again:
+                raise refused(f"lockd at {self._lockd} does not answer; start it, or set --lockd") from None
+            except WireError as error:
+                raise refused(f"what listens at {self._lockd} is no lockd of this version: {error}") from None
+            if isinstance(answer, Refused):
+                raise refused(f"lockd refused: {answer.reason}")
+            if isinstance(answer, expected):
+                return answer
+
+    def __enter__(self) -> "Operator":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.send(encode(Goodbye(self.epoch, self.session)))
+        self._context.destroy(linger=500)

@@ -1,0 +1,261 @@
+"""What lockd writes behind: grants.log, and the clocks that its locks' holders left.
+
+Theory of operation. Whatever comes up is first put into `pending`, a small file mapped into memory: a store
+instead of a system call, and yet the system's, so that a killed lockd loses nothing. `flush` writes it to its
+places, from time to time. A power cut can take the ends of both files, which protect nothing: tokens rise with
+the epoch, and the clocks come back with the heads in the clients' hellos.
+
+Format of `pending`: a header of _HEADER (version, boot, base, oldest), then entries of _ENTRY (base, length) and
+so many bytes of msgpack, padded to 8. The header's base is the length that grants.log has without the entries, an
+entry's the same and one more: others do not count. `oldest` is where in grants.log the first grant stands that is
+still in force.
+"""
+
+import contextlib
+import mmap
+import os
+import sqlite3
+import struct
+import zlib
+from pathlib import Path
+from typing import Final
+
+from msgspec import DecodeError
+
+from common.clock import Clock
+from common.errors import EXIT_CRASHED, CommandError
+from common.grantlog import GrantLine, format_grant, parse_grant
+from common.wire import pack, unpacker
+from lockd.effects import KeepClocks
+
+_VERSION: Final = 1
+_HEADER: Final = struct.Struct("<IIqq")
+_ENTRY: Final = struct.Struct("<qI")
+_BASE_AT: Final = 8
+_SIZE: Final = 64 * 1024
+_LINES_MAX: Final = 64
+_SCAN_BYTES_MAX: Final = 64 * 1024 * 1024
+"""So much of grants.log is read where nothing says which grants were in force: after a power cut."""
+
+_Entry = GrantLine | KeepClocks
+_decode_line: Final = unpacker(GrantLine)
+_decode_clocks: Final = unpacker(KeepClocks)
+_decode_clock: Final = unpacker(dict[str, int])
+_LINE, _CLOCKS = b"L", b"C"
+
+
+class Behind:
+    """The open files."""
+
+    def __init__(self, directory: Path) -> None:
+        """Open or make them, write what a kill left pending, and find the grants in force. Raises OSError."""
+        self.holds: list[GrantLine] = []
+        self.clocks: dict[str, tuple[Clock, Clock]] = {}
+        self.notes: list[str] = []
+        self.waiting = 0
+        self._path = directory / "grants.log"
+        self._grants = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        self._boot = zlib.crc32(Path("/proc/sys/kernel/random/boot_id").read_bytes())
+        self._pending = _map(directory / "pending")
+        self._database = self._open_clocks(directory / "clocks")
+        self._lines: list[GrantLine] = []
+        self._dirty: dict[str, KeepClocks] = {}
+        self._open: dict[int, int] = {}
+        self._base = self._end = 0
+        self._recover()
+
+    def line(self, line: GrantLine) -> None:
+        """Take in a line of grants.log. Raises CommandError."""
+        self._put(_LINE + pack(line))
+        self._lines.append(line)
+        self.waiting += 1
+        if self.waiting >= _LINES_MAX:
+            self.flush()
+
+    def keep(self, clocks: KeepClocks) -> None:
+        """Take in what a lock's holders left. Raises CommandError."""
+        self._put(_CLOCKS + pack(clocks))
+        self._dirty[clocks.lock] = clocks
+        self.waiting += 1
+
+    def flush(self) -> None:
+        """Write all to its places. Raises CommandError."""
+        if not self.waiting:
+            return
+        data = "".join([format_grant(line) + "\n" for line in self._lines]).encode()
+        try:
+            self._write(data)
+            self._write_clocks()
+        except (OSError, sqlite3.Error) as error:
+            reason = error.strerror if isinstance(error, OSError) else str(error)
+            raise CommandError(
+                EXIT_CRASHED, f"{self._path.name} cannot be written ({reason}); make room, start again"
+            ) from None
+        for line in self._lines:
+            if line.event == "grant":
+                self._open[line.token] = self._base
+            else:
+                self._open.pop(line.token, None)
+        self._lines.clear()
+        self._dirty.clear()
+        self.waiting = 0
+        self._begin(self._base + len(data))
+
+    def close(self) -> None:
+        """Write what waits, and close. Raises CommandError."""
+        try:
+            self.flush()
+        finally:
+            self._database.close()
+            self._pending.close()
+            os.close(self._grants)
+
+    def _put(self, data: bytes) -> None:
+        start, end = self._end, self._end + _ENTRY.size + len(data)
+        if end > _SIZE - _ENTRY.size:
+            self.flush()
+            start, end = self._end, self._end + _ENTRY.size + len(data)
+            if end > _SIZE - _ENTRY.size:
+                return  # larger than all: a kill in the next moment may take it
+        # The base, which makes it count, is written last.
+        self._pending[start + 8 : end] = _ENTRY.pack(0, len(data))[8:] + data
+        self._pending[start : start + 8] = _ENTRY.pack(self._base + 1, 0)[:8]
+        self._end = end + -end % 8
+
+    def _begin(self, base: int) -> None:
+        """Let what is pending count no more: it is in its places."""
+        oldest = next(iter(self._open.values()), base)
+        self._pending[_BASE_AT + 8 : _HEADER.size] = _HEADER.pack(0, 0, 0, oldest)[_BASE_AT + 8 :]
+        self._pending[_BASE_AT : _BASE_AT + 8] = _HEADER.pack(0, 0, base, 0)[_BASE_AT : _BASE_AT + 8]
+        self._base, self._end = base, _HEADER.size
+
+    def _write(self, data: bytes) -> None:
+        """Write at the end of grants.log, all or nothing."""
+        done = 0
+        while done < len(data):
+            try:
+                done += os.pwrite(self._grants, data[done:], self._base + done)
+            except OSError:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(self._grants, self._base)  # else the next start does it
+                raise
+
+    # What an earlier run left
+
+    def _recover(self) -> None:
+        size = os.fstat(self._grants).st_size
+        version, boot, base, oldest = _HEADER.unpack_from(self._pending)
+        known = version == _VERSION and boot == self._boot and oldest <= base <= size
+        if not known:
+            base, oldest = self._whole_lines(size), max(0, size - _SCAN_BYTES_MAX)
+        if base < size:
+            os.ftruncate(self._grants, base)
+        self._base = base
+        in_force = self._in_force(oldest, base)
+        if known:
+            for data in self._left(base):
+                try:
+                    if data[:1] == _LINE:
+                        self._lines.append(_decode_line(data[1:]))
+                    else:
+                        clocks = _decode_clocks(data[1:])
+                        self._dirty[clocks.lock] = clocks
+                        self.clocks[clocks.lock] = clocks.writers, clocks.readers
+                except DecodeError:
+                    break
+                self.waiting += 1
+        for line in self._lines:
+            if line.event == "grant":
+                in_force[line.token] = line
+            else:
+                in_force.pop(line.token, None)
+        self.holds = list(in_force.values())
+        self._open = dict.fromkeys(in_force, base)
+        if self._lines:
+            self.notes.append(f"a kill left {len(self._lines)} lines of grants.log pending; they are written now")
+        if self.waiting:
+            self.flush()
+        else:
+            self._begin(base)
+        self._pending[:_BASE_AT] = _HEADER.pack(_VERSION, self._boot, 0, 0)[:_BASE_AT]
+
+    def _whole_lines(self, size: int) -> int:
+        """Return how much of grants.log is whole lines."""
+        start = max(0, size - 65536)
+        return start + os.pread(self._grants, size - start, start).rfind(b"\n") + 1
+
+    def _in_force(self, start: int, end: int) -> dict[int, GrantLine]:
+        """Return the grants between these places of grants.log that none of its lines there ends."""
+        found: dict[int, GrantLine] = {}
+        with open(self._grants, "rb", closefd=False) as log:
+            log.seek(start)
+            while start < end:
+                line = log.readline()
+                start += len(line)
+                with contextlib.suppress(ValueError):
+                    parsed = parse_grant(line.decode().rstrip("\n"))
+                    if parsed.event == "grant":
+                        found[parsed.token] = parsed
+                    else:
+                        found.pop(parsed.token, None)
+        return found
+
+    def _left(self, base: int) -> list[bytes]:
+        """Return the entries that count."""
+        found, start = [], _HEADER.size
+        while start + _ENTRY.size < _SIZE:
+            its_base, length = _ENTRY.unpack_from(self._pending, start)
+            if its_base != base + 1 or start + _ENTRY.size + length > _SIZE:
+                break
+            end = start + _ENTRY.size + length
+            found.append(self._pending[start + _ENTRY.size : end])
+            start = end + -end % 8
+        return found
+
+    # Clocks
+
+    def _open_clocks(self, path: Path) -> sqlite3.Connection:
+        """Open the clocks, and read them; anew where they are damaged, as a power cut can leave them."""
+        for last in (False, True):
+            database = sqlite3.connect(path, isolation_level=None, timeout=0)
+            try:
+                database.execute("PRAGMA journal_mode = WAL")
+                database.execute("PRAGMA synchronous = OFF")
+                version = database.execute("PRAGMA user_version").fetchone()[0]
+                if version == 0:
+                    database.execute("CREATE TABLE clocks (lock TEXT PRIMARY KEY, writers BLOB, readers BLOB)")
+                    database.execute(f"PRAGMA user_version = {_VERSION}")
+                for lock, writers, readers in database.execute("SELECT lock, writers, readers FROM clocks"):
+                    self.clocks[lock] = _decode_clock(writers), _decode_clock(readers)
+            except (sqlite3.Error, DecodeError) as error:
+                database.close()
+                if last:
+                    raise OSError(0, f"{path}: {error}") from None
+                self.notes.append(f"{path} is damaged ({error}); the clocks come back with the clients")
+                self.clocks.clear()
+                for end in ("", "-wal", "-shm"):
+                    Path(f"{path}{end}").unlink(missing_ok=True)
+            else:
+                break
+        return database
+
+    def _write_clocks(self) -> None:
+        if self._dirty:
+            self._database.execute("BEGIN")
+            self._database.executemany(
+                "INSERT OR REPLACE INTO clocks VALUES (?, ?, ?)",
+                [(each.lock, pack(each.writers), pack(each.readers)) for each in self._dirty.values()],
+            )
+            self._database.execute("COMMIT")
+
+
+def _map(path: Path) -> mmap.mmap:
+    """Map `pending`, its room on the disk taken: a store must not fail."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        if os.fstat(descriptor).st_size != _SIZE:
+            os.ftruncate(descriptor, 0)
+            os.posix_fallocate(descriptor, 0, _SIZE)
+        return mmap.mmap(descriptor, _SIZE)
+    finally:
+        os.close(descriptor)
