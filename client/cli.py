@@ -92,6 +92,10 @@ def run(
         int, typer.Option("--group", metavar="N", help="Begin when N replicas are up, this one included.")
     ] = 1,
     wait: Wait = "10s",
+    stall: Annotated[
+        str,
+        typer.Option("--stall", metavar="TIME", help="Stand still so long between an op's journal and its push."),
+    ] = "0",
     report: Annotated[bool, typer.Option("--report", hidden=True)] = False,
     data: Data = None,
     name: Name = None,
@@ -112,7 +116,7 @@ def run(
             if other.startswith(f"{one}/"):
                 raise wrong_use(f"--file {other}: {one} is a file of this run, so it cannot be a folder, too")
     texts = read_lines(Path(lines)) if lines is not None else []
-    wait_ns = _duration("--wait", wait)
+    wait_ns, stall_ns = _duration("--wait", wait), _duration("--stall", stall)
     settings = _settings(data, name, lockd, durability)
     from client.running import run as run_ops
 
@@ -124,6 +128,7 @@ def run(
         group=group,
         stay=stay,
         report=report,
+        stall_ns=stall_ns,
     )
 
 

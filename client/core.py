@@ -169,8 +169,8 @@ class Client:
                 self._answer(replica, message)
             case Persisted(ticket):
                 shared.persisted(ticket)
-            case PersistFailed(ticket, reason):
-                shared.persist_failed(ticket, reason)
+            case PersistFailed(ticket, reason, logged):
+                shared.persist_failed(ticket, reason, logged)
             case Submit():
                 self._holder.submit(event)
             case Timer():
@@ -179,8 +179,8 @@ class Client:
                 self._connected()
             case LockdDisconnected():
                 shared.connected = False
-            case Leave():
-                self._leave()
+            case Leave(unsure):
+                self._leave(unsure)
             case _:
                 assert_never(event)
         return shared.out
@@ -293,9 +293,9 @@ class Client:
         self._holder.session_lost(f"the session was lost: {reason}")
         self._follower.forget_session()
 
-    def _leave(self) -> None:
+    def _leave(self, unsure: bool) -> None:
         shared = self._shared
-        self._holder.leave("this client was told to end")
+        self._holder.leave("this client was told to end", unsure)
         if self._session == "joined":
             shared.tell_lockd(Goodbye(shared.identity.epoch, shared.session))
         elif self._hello in self._sent:
@@ -307,6 +307,7 @@ class Client:
         shared = self._shared
         before, now = shared.members, {member.replica: member for member in members}
         shared.members = now
+        shared.hosts.update((member.replica, member.host) for member in members)
         self._replicas_most = max(self._replicas_most, len(now))
         own = shared.identity.replica
         for replica in before:

@@ -1,5 +1,6 @@
 """A data directory as one process has it: who may, and how the others reach that one."""
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -71,8 +72,9 @@ def take(
             os.close(descriptor)
             raise refused(f"{directory} cannot be locked ({error.strerror})") from None
         else:
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, role.encode(), 0)
+            with contextlib.suppress(OSError):  # a hint for those who wait; the next write of this start tells
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, role.encode(), 0)
             return DirectoryLock(descriptor)
         if time.monotonic() > deadline:
             os.close(descriptor)

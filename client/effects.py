@@ -102,6 +102,12 @@ class Persist(Value, frozen=True):
     follows: int
 
 
+class Flush(Value, frozen=True):
+    """Tell, as for a Persist, whether every line before this is in the event log. The last of its list."""
+
+    ticket: int
+
+
 class ReadFile(Value, frozen=True):
     """Read the file now and keep its content for the Finished of the same op."""
 
@@ -152,6 +158,7 @@ Effect = (
     | Disconnect
     | Log
     | Persist
+    | Flush
     | ReadFile
     | Remember
     | Finished
@@ -201,10 +208,14 @@ class Persisted(Value, frozen=True):
 
 
 class PersistFailed(Value, frozen=True):
-    """The Persist of this ticket did not happen, in journal and file alike."""
+    """The Persist of this ticket did not happen, in journal and file alike.
+
+    Where it is not `logged`, its lines are not on disk either, and will be there before anything else is.
+    """
 
     ticket: int
     reason: str
+    logged: bool = True
 
 
 class LockdConnected(Value, frozen=True):
@@ -216,7 +227,12 @@ class LockdDisconnected(Value, frozen=True):
 
 
 class Leave(Value, frozen=True):
-    """End the session in good order: ops in flight end first, as `failed` or `unknown`."""
+    """End the session in good order: ops in flight end first, as `failed` or `unknown`.
+
+    `unsure`: the journal has failed so that nobody knows whether its last change happened.
+    """
+
+    unsure: bool = False
 
 
 class Timer(Value, frozen=True):

@@ -59,7 +59,7 @@ class EventFile:
 
     def __init__(self, path: Path, disk: Disk, descriptor: int, *, durable: bool) -> None:
         """Use `open` instead."""
-        self._path = path
+        self.path = path
         self._disk = disk
         self._file = descriptor
         self._durable = durable
@@ -122,7 +122,7 @@ class EventFile:
         try:
             self._disk.fdatasync(self._file)
         except OSError as error:
-            raise FatalStorageError(f"cannot bring {self._path} to the disk: {error.strerror}") from error
+            raise FatalStorageError(f"cannot bring {self.path} to the disk: {error.strerror}") from error
         self.synced = self._size
         self.waiting.clear()
 
@@ -149,7 +149,7 @@ class EventFile:
         begin = self._read(0, len(_HEADER))
         if begin != _HEADER:
             if size > len(_HEADER) or any(found not in (0, byte) for found, byte in zip(begin, _HEADER, strict=False)):
-                raise StorageError(f"{self._path} is not an event log: it does not begin as one; move it away")
+                raise StorageError(f"{self.path} is not an event log: it does not begin as one; move it away")
             self._rewrite(0, size, _HEADER)
             size = len(_HEADER)
         start, now, brought = self._line_start(size), b"", 0
@@ -166,16 +166,16 @@ class EventFile:
             self._rewrite(start, size, now)
         notes = []
         if brought:
-            notes.append(f"{self._path.name} got {brought} bytes back from the journal, which a crash had cut off")
+            notes.append(f"{self.path.name} got {brought} bytes back from the journal, which a crash had cut off")
         if gone := max(0, size - self._size):
-            notes.append(f"took away the last {gone} bytes of {self._path.name}, which a crash cut off")
+            notes.append(f"took away the last {gone} bytes of {self.path.name}, which a crash cut off")
         return notes
 
     def _rewrite(self, at: int, size: int, data: bytes) -> None:
         """Put `data` at byte `at`, to be the end of the log, which has `size` bytes."""
         if data:
             # Not the log's own descriptor: that one appends, whatever the place.
-            placing = self._disk.open(self._path, os.O_WRONLY | os.O_CLOEXEC)
+            placing = self._disk.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
             try:
                 write_at(self._disk, placing, at, data)
             finally:
@@ -191,7 +191,7 @@ class EventFile:
             last = parse_event(self._read(start, self._size - 1).decode())
         except ValueError as error:
             raise StorageError(
-                f"the last line of {self._path} is no event ({error}); mend or remove that line"
+                f"the last line of {self.path} is no event ({error}); mend or remove that line"
             ) from None
         ops = 0
         for block in self._blocks():

@@ -114,10 +114,12 @@ class Holder:
             elif op.stage != "queued":
                 self._fail(op, reason, release=False)
 
-    def leave(self, reason: str) -> None:
-        """End every op, and each that is still to come."""
+    def leave(self, reason: str, unsure: bool) -> None:
+        """End every op, and each that is still to come; where `unsure`, what was being persisted may have happened."""
         self._left = reason
         for op in list(self._ops):
+            if unsure and op.stage == "persisting":
+                op.stage = "pushed"
             self._fail(op, reason, release=False)
 
     def granted(self, grant: Grant) -> None:
@@ -254,7 +256,9 @@ class Holder:
             op.push = Push(shared.identity.group, op.file, op.token, head, (), shared.clock)
             self._push(op)
 
-        shared.persist(op.file, head.seq, (), (), (op.token, op.token), then, lambda reason: self._fail(op, reason))
+        shared.persist(
+            op.file, head.seq, (), (), (op.token, op.token), then, lambda reason, logged: self._fail(op, reason)
+        )
 
     def _do(self, op: Op) -> None:
         assert op.submit is not None
@@ -283,7 +287,7 @@ class Holder:
             (),
             (op.token, 0),
             lambda: self._read(op),
-            lambda reason: self._fail(op, reason),
+            lambda reason, logged: self._fail(op, reason),
         )
 
     def _read(self, op: Op) -> None:
@@ -294,9 +298,18 @@ class Holder:
         shared.clock = merge(shared.clock, op.clock)
         facts = _facts(op, version) + format_pairs([("snapshot", f"{op.file}@{version.seq}")])
         shared.log(shared.stamp_us(), shared.tick(), "read", facts)
-        shared.emit(ReadFile(op.submit.op, op.file))
-        op.stage = "releasing"
-        self._release(op, changed=False, confirm=True)
+        number = op.submit.op
+
+        def then() -> None:
+            shared.emit(ReadFile(number, op.file))
+            op.stage = "releasing"
+            self._release(op, changed=False, confirm=True)
+
+        def failed(reason: str, logged: bool) -> None:
+            op.id = ""  # which the next start may give out again
+            self._fail(op, reason)
+
+        shared.flush(op.file, then, failed)
 
     def _change(self, op: Op) -> None:
         shared, submit = self._shared, op.submit
@@ -336,9 +349,11 @@ class Holder:
             op.push = Push(shared.identity.group, op.file, op.token, head, (record,), {})
             self._push(op)
 
-        def failed(reason: str) -> None:
+        def failed(reason: str, logged: bool) -> None:
             facts = f"{_facts(op, version)} from={shared.identity.host}"
             shared.log(shared.stamp_us(), shared.tick(), "undo", facts)
+            if not logged:
+                op.id = ""  # which the next start may give out again
             self._fail(op, reason)
 
         shared.persist(op.file, head.seq, (record,), (version,), (op.token, op.token), then, failed)

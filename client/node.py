@@ -2,6 +2,8 @@
 
 import os
 import socket
+import time
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal, assert_never
@@ -18,6 +20,7 @@ from client.effects import (
     Effect,
     Event,
     Finished,
+    Flush,
     FromDaemon,
     FromPeer,
     Joined,
@@ -48,7 +51,7 @@ from common.clock import merge
 from common.diagnostics import Diagnostics, Strangers
 from common.errors import EXIT_CRASHED, CommandError, refused
 from common.eventlog import format_event
-from common.messages import FromLockd, FromReplica, ToReplica
+from common.messages import FromLockd, FromReplica, Push, ToReplica
 from common.moments import SteadyClock
 from common.sockets import caller, connect, connections, fan, listener, receive, send, states
 from common.wire import WireError, decode, encode
@@ -91,6 +94,11 @@ class Node:
         self._join_refused = ""
         self._desk: OrderDesk | None = None
         self._last: tuple[object, bytes] = (None, b"")
+        self._unwritten: deque[str] = deque()
+        self._refusal = ""
+        self._unsure = False
+        self.stall_ns = 0
+        """How long to stand still before an op is pushed, in nanoseconds: a fault on demand."""
         self._routes: dict[str, bytes] = {}
         self._endpoints: dict[str, str] = {}
         self._connections = 0
@@ -248,7 +256,7 @@ class Node:
 
     def leave(self) -> None:
         """End the session in good order."""
-        self._feed(Leave())
+        self._feed(Leave(self._unsure))
 
     def close(self) -> None:
         """Close everything; what was sent still leaves."""
@@ -306,6 +314,7 @@ class Node:
             while effects:
                 effects = self._do(effects)
         except (StorageError, FatalStorageError) as error:
+            self._unsure = True
             raise CommandError(EXIT_CRASHED, f"{error}; mend that, then start again") from None
 
     def _do(self, effects: list[Effect]) -> list[Effect]:
@@ -324,6 +333,10 @@ class Node:
                     self._append(format_event(effect.time_us, effect.host, effect.clock, effect.verb, effect.facts))
                 case Persist():
                     return self._persist(effect, effect.ticket)
+                case Flush(ticket):
+                    if self._unwritten and not self._write_lines():
+                        return self._core.handle(PersistFailed(ticket, self._refusal, False), self.now_ns())
+                    return self._core.handle(Persisted(ticket), self.now_ns())
                 case ReadFile(op, file):
                     self._read(op, file)
                 case Finished(op):
@@ -359,19 +372,32 @@ class Node:
     def _encode_once(self, message: ToReplica) -> bytes:
         """Encode a push once for all its receivers."""
         if self._last[0] is not message:
+            if self.stall_ns and isinstance(message, Push) and message.records:
+                time.sleep(self.stall_ns / 1e9)
             self._last = (message, encode(message))
         return self._last[1]
 
     def _append(self, line: str) -> None:
-        try:
-            self._events.append(line)
-        except OSError as error:
-            raise CommandError(
-                EXIT_CRASHED,
-                f"{self._directory / 'events.log'} cannot be written ({error.strerror}); make room, start again",
-            ) from None
+        self._unwritten.append(line)
+        self._write_lines()
+
+    def _write_lines(self) -> bool:
+        """Write the lines that wait for room in the event log; until they are there nothing is done that they tell."""
+        while self._unwritten:
+            try:
+                self._events.append(self._unwritten[0])
+            except OSError as error:
+                if not self._refusal:
+                    self._refusal = f"{self._events.path} cannot be written ({error.strerror}); make room"
+                    self._diagnostics.note(self._refusal)
+                return False
+            self._unwritten.popleft()
+        self._refusal = ""
+        return True
 
     def _persist(self, effect: Persist, ticket: int) -> list[Effect]:
+        if self._unwritten and not self._write_lines():
+            return self._core.handle(PersistFailed(ticket, self._refusal, False), self.now_ns())
         try:
             self._journal.write(effect)
         except StorageError as error:

@@ -262,10 +262,10 @@ class Follower:
         if not new:
             shared.clock = merge(shared.clock, cause)
 
-        def failed(reason: str) -> None:
+        def failed(reason: str, logged: bool) -> None:
             for record, version in zip(reversed(new), reversed(new_versions), strict=True):
                 shared.log(shared.stamp_us(), shared.tick(), "undo", _facts(file, record, version) + origin)
-            self._note_failure(reason)
+            self._note_failure(reason, logged)
 
         shared.persist(file, keep, new, new_versions, (max(state.promised, token), token), taken, failed)
 
@@ -325,7 +325,7 @@ class Follower:
             head = shared.state(file).head
             shared.tell_lockd(Report(shared.identity.epoch, shared.session, file, head.version, head.follows))
 
-    def _note_failure(self, reason: str) -> None:
+    def _note_failure(self, reason: str, logged: bool) -> None:
         self._shared.emit(Note(f"a push was not taken in: {shorten(reason)}"))
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, Literal
@@ -39,9 +40,11 @@ def run(
     group: int,
     stay: bool,
     report: bool,
+    stall_ns: int = 0,
 ) -> None:
     """Do `ops` random ops, once `group` replicas are up; then leave, or serve until a signal where `stay`."""
     with _up(settings, "run") as (node, signals):
+        node.stall_ns = stall_ns
         if not report and 1 < group > node.replicas_most:
             _say(f"waiting until {group} replicas are up")
         while signals.caught is None and node.replicas_most < group:
@@ -131,7 +134,7 @@ class _Runner:
         self.unknown = 0
         self._failures = 0
         self._busy = False
-        self._began_ns = 0
+        self._began_us = 0
         self._choice = workload.next()
         self._due_ns = node.now_ns() + self._choice.delay_ns
 
@@ -144,9 +147,9 @@ class _Runner:
         """Begin the next op when it is due, and let the node work."""
         if not self._busy and self._node.now_ns() >= self._due_ns:
             choice = self._choice
-            self._busy, self._began_ns = True, self._node.now_ns()
+            self._busy, self._began_us = True, _monotonic_us()
             if self._report:
-                _tell({"event": "begin", "verb": choice.verb, "file": choice.file})
+                _tell({"event": "begin", "verb": choice.verb, "file": choice.file, "began_us": self._began_us})
             self._node.submit(
                 choice.verb,
                 choice.file,
@@ -167,7 +170,8 @@ class _Runner:
 
     def _ended(self, result: Result) -> None:
         finished, choice = result.finished, self._choice
-        took_ms = (self._node.now_ns() - self._began_ns) / 1e6
+        ended_us = _monotonic_us()
+        took_ms = (ended_us - self._began_us) / 1e3
         self._busy = False
         if finished.outcome == "failed":
             # It never happened, so it is still to be done, unless it cannot be.
@@ -197,6 +201,9 @@ class _Runner:
                     "ms": round(took_ms, 3),
                     "bytes": result.length,
                     "text": shorten(text),
+                    "hash": finished.version.hash.hex()[:12],
+                    "began_us": self._began_us,
+                    "ended_us": ended_us,
                 }
             )
             return
@@ -206,6 +213,11 @@ class _Runner:
             f"{finished.id} {choice.verb} {choice.file}@{finished.version.seq} {finished.outcome} "
             f"{took_ms:.1f} ms  {finished.reason or saw + shown}"
         )
+
+
+def _monotonic_us() -> int:
+    """Return the time of a clock that all processes of this machine share."""
+    return time.monotonic_ns() // 1000
 
 
 def _last_line(result: Result) -> str:

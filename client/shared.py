@@ -3,12 +3,14 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from client.effects import Effect, FileState, History, Log, Persist, SendLockd
+from client.effects import Effect, FileState, Flush, History, Log, Persist, SendLockd
 from common.clock import Clock, tick
 from common.messages import Head, Member, ToLockd
 from common.records import EMPTY, Record, Version
 
 _AHEAD_US_MAX = 10_000_000
+Failed = Callable[[str, bool], None]
+"""Called with why a change did not happen, and whether its lines are in the event log."""
 NO_FILE = FileState(Head(EMPTY, 0, {}), 0, 0)
 """The state of a file that is not there: version 0, nothing promised."""
 
@@ -42,6 +44,7 @@ class Shared:
     clock: Clock
     last_time_us: int
     members: Mapping[str, Member] = field(default_factory=dict)
+    hosts: dict[str, str] = field(default_factory=dict)
     session: int = 0
     now_ns: int = 0
     offset_ns: int = 0
@@ -51,7 +54,7 @@ class Shared:
     _one_way: list[tuple[int, ToLockd]] = field(default_factory=list)
     _answered: int = 0
     _tickets: int = 0
-    _pending: dict[int, tuple[str, FileState, Callable[[], None], Callable[[str], None]]] = field(default_factory=dict)
+    _pending: dict[int, tuple[str, FileState | None, Callable[[], None], Failed]] = field(default_factory=dict)
 
     def emit(self, effect: Effect) -> None:
         """Ask the driver for an effect, behind those asked for before."""
@@ -99,9 +102,9 @@ class Shared:
         return self.files.get(file, NO_FILE)
 
     def host_of(self, replica: str) -> str:
-        """Return a replica's host for the log; its id where it has left the view."""
+        """Return a replica's host for the log; its id where it was never in the view."""
         member = self.members.get(replica)
-        return member.host if member else replica
+        return member.host if member else self.hosts.get(replica, replica)
 
     def stamp_us(self) -> int:
         """Return network time in microseconds, later than every stamp before, ours or seen."""
@@ -133,7 +136,7 @@ class Shared:
         versions: tuple[Version, ...],
         tokens: tuple[int, int],
         then: Callable[[], None],
-        failed: Callable[[str], None],
+        failed: Failed,
     ) -> None:
         """Ask for one durable change (see Persist); `tokens` are promised and followed; call back at its end."""
         before = self.state(file)
@@ -154,13 +157,20 @@ class Shared:
         hashes = tuple([version.hash for version in versions])
         self.out.append(Persist(self._tickets, file, keep, records, hashes, promised, follows))
 
+    def flush(self, file: str, then: Callable[[], None], failed: Failed) -> None:
+        """Ask whether the lines before this are in the event log; call back at its end."""
+        self._tickets += 1
+        self._pending[self._tickets] = (file, None, then, failed)
+        self.out.append(Flush(self._tickets))
+
     def persisted(self, ticket: int) -> None:
-        """Take in that a Persist is durable."""
+        """Take in that a Persist is durable, or a Flush done."""
         file, after, then, _ = self._pending.pop(ticket)
-        self.files[file] = after
+        if after is not None:
+            self.files[file] = after
         then()
 
-    def persist_failed(self, ticket: int, reason: str) -> None:
-        """Take in that a Persist did not happen."""
+    def persist_failed(self, ticket: int, reason: str, logged: bool) -> None:
+        """Take in that a Persist or Flush did not happen."""
         _, _, _, failed = self._pending.pop(ticket)
-        failed(reason)
+        failed(reason, logged)

@@ -466,7 +466,7 @@ class Lockd:
             hold = lock.holds.pop(token)
             self._log("expiry", lock, hold, now_ns)
             if lock.file and hold.mode == "exclusive":
-                lock.file.clean = None
+                lock.file.clean, lock.file.astray = None, True
         del self.sessions[session.id]
         if self._by_name.get(session.name) is session:
             del self._by_name[session.name]
@@ -758,8 +758,12 @@ class Lockd:
         self._admit(lock, equal)
 
     def _ask_to_settle(self, lock: Lock, file: FileState) -> None:
-        """Somebody learns an unclean file, and nobody asks for its lock: have a live member settle it."""
-        if file.clean is not None or file.settle_asked or not file.reports or self._first(lock) is not None:
+        """Somebody learns an unclean file, or its members differ, and nobody wants it: have a live member settle it."""
+        if file.clean is not None:
+            file.astray = False
+            file.heads.clear()
+            return
+        if file.settle_asked or not (file.reports or file.astray) or self._first(lock) is not None:
             return
         for replica in file.in_sync:
             if replica in self._by_replica:
@@ -777,6 +781,10 @@ class Lockd:
             if replica in file.in_sync:
                 if head and not lock.writers_clock:
                     lock.writers_clock = head.clock
+                if file.clean is None:
+                    file.heads[replica] = head.version if head else EMPTY
+                    file.astray = file.astray or len({version.hash for version in file.heads.values()}) > 1
+                    file.settle_asked = False
                 for learner in file.reports:
                     self._send(self._by_replica[learner].route, self._learn(lock, file, learner))
                 self._advance(lock, now_ns)

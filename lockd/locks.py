@@ -33,7 +33,8 @@ class FileState(Struct):
     """What lockd knows of a file beyond its lock.
 
     `clean` is the version that every in-sync replica holds, None while that is not known; `clean_token` the
-    token that left it so. `reports` are the learners' newest (version, followed token).
+    token that left it so. `reports` are the learners' newest (version, followed token). `heads` are what its
+    in-sync replicas had as they came, where they are not known to be equal; `astray` tells that they are not.
     """
 
     in_sync: tuple[str, ...]
@@ -41,6 +42,8 @@ class FileState(Struct):
     clean_token: int = 0
     reports: dict[str, tuple[Version, int]] = {}
     settle_asked: bool = False
+    heads: dict[str, Version] = {}
+    astray: bool = False
 
 
 class Lock(Struct):

@@ -22,21 +22,26 @@ _PROGRAM: Final = "launch"
 _Value = TypeVar("_Value")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Says what is wrong in one line."""
 
     def error(self, message: str) -> NoReturn:
-        raise wrong_use(f"{message.removeprefix('argument ')}; see scripts/launch --help")
+        """Raise CommandError."""
+        raise wrong_use(f"{message.removeprefix('argument ')}; see {self.prog} --help")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0 all ✔, 1 some ✘, 2 wrong use, 3 refused, 128+n a signal."""
-    _open_standard_streams()
+    open_standard_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors="replace")  # a bare environment cannot print ✔
     try:
-        plan, run_dir = read_plan(sys.argv[1:] if arguments is None else arguments)
+        plan, run_dir, with_chaos = read_plan(sys.argv[1:] if arguments is None else arguments)
+        if with_chaos:
+            from scripts.faults.shown import show
+
+            return show(plan, run_dir)
         return launch(plan, RunRecord.begin(run_dir, plan))
     except CommandError as error:
         end_with(_PROGRAM, error)
@@ -47,13 +52,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_CRASHED
 
 
-def read_plan(arguments: Sequence[str]) -> tuple[Plan, str | None]:
-    """Return what the command line asks for, and its --run-dir. Raises CommandError.
+def read_plan(arguments: Sequence[str]) -> tuple[Plan, str | None, bool]:
+    """Return what the command line asks for, its --run-dir, and whether it is --chaos. Raises CommandError.
 
     On a terminal it asks for the number of clients and of ops if they are not given.
     """
     parser = _parser()
-    options = parser.parse_args(_joined(arguments))
+    options = parser.parse_args(joined(arguments))
     plan = replace(DEFAULT, delay=options.delay, lines=options.lines, seed=options.seed)
     if options.file:
         plan = replace(plan, files=tuple(dict.fromkeys(options.file)))
@@ -68,12 +73,19 @@ def read_plan(arguments: Sequence[str]) -> tuple[Plan, str | None]:
     if plan.seed is not None:
         plans.check_seed(plan.seed)
     plan = replace(plan, durability=plans.parse_durability(options.durability))
+    if options.chaos:
+        if options.ops is not None:
+            raise wrong_use("--ops: with --chaos the clients work until all has been shown; leave it out")
+        if plan.clients < 2:
+            raise wrong_use("--clients 1: --chaos shows what one client does to others; ask for at least 2")
+        delay = options.delay if options.delay != DEFAULT.delay else "0.0..0.0"
+        return replace(plan, ops=0, delay=delay), options.run_dir, True
     if os.isatty(0) and os.isatty(1):
         if options.clients is None:
             plan = replace(plan, clients=_ask("How many clients?", plan.clients, plans.parse_clients))
         if options.ops is None:
             plan = replace(plan, ops=_ask("How many ops in total?", plan.ops, plans.parse_ops))
-    return plan, options.run_dir
+    return plan, options.run_dir, False
 
 
 def launch(plan: Plan, record: RunRecord) -> int:
@@ -87,7 +99,7 @@ def launch(plan: Plan, record: RunRecord) -> int:
     if ending.stopped_by is not None and not has_run:
         print("\nstopped before a client was up: there is nothing to judge", flush=True)
         return 128 + ending.stopped_by
-    is_good = ending.has_begun and _judge(record.directory)
+    is_good = ending.has_begun and judge_run(record.directory)
     if ending.has_begun:
         _tell_places(plan, record.directory, ending)
     if ending.stopped_by is not None:
@@ -95,7 +107,7 @@ def launch(plan: Plan, record: RunRecord) -> int:
     return EXIT_OK if is_good else EXIT_CRASHED
 
 
-def _open_standard_streams() -> None:
+def open_standard_streams() -> None:
     """Take the place of those that our caller has closed, before a pipe of a child does."""
     for number in (0, 1, 2):
         try:
@@ -104,8 +116,8 @@ def _open_standard_streams() -> None:
             os.open(os.devnull, os.O_RDWR)
 
 
-def _parser() -> _Parser:
-    parser = _Parser(
+def _parser() -> Parser:
+    parser = Parser(
         prog="scripts/launch",
         description="Start lockd and N clients that do M random ops in total, and judge what they leave.",
         epilog="Exit code: 0 all ✔, 1 some ✘, 2 wrong use, 3 refused, 130 and 143 stopped by a signal.",
@@ -130,6 +142,11 @@ def _parser() -> _Parser:
     parser.add_argument("--lines", metavar="PATH", help="take the texts from this file's lines")
     parser.add_argument("--seed", metavar="S", help="repeat the choices of a run")
     parser.add_argument(
+        "--chaos",
+        action="store_true",
+        help="show three faults: a client killed, a client stopped beyond its lease, lockd killed",
+    )
+    parser.add_argument(
         "--run-dir", metavar="DIR", help="where everything lies, new or empty [default: runs/<UTC time>]"
     )
     parser.add_argument(
@@ -141,13 +158,13 @@ def _parser() -> _Parser:
     return parser
 
 
-def _joined(arguments: Sequence[str]) -> list[str]:
+def joined(arguments: Sequence[str]) -> list[str]:
     """Return the arguments with each option's value joined to it, for argparse takes `-1..2` for an option."""
     joined: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         value = None
-        if argument.startswith("--") and "=" not in argument and argument not in ("--", "--help"):
+        if argument.startswith("--") and "=" not in argument and argument not in ("--", "--help", "--chaos"):
             value = next(rest, None)
         joined.append(argument if value is None else f"{argument}={value}")
     return joined
@@ -176,10 +193,10 @@ def _heading(plan: Plan, directory: Path) -> str:
     clients = "1 client" if plan.clients == 1 else f"{plan.clients} clients"
     ops = "1 op" if plan.ops == 1 else f"{plan.ops} ops"
     warning = ": a power cut can take acknowledged ops" if plan.durability == "memory" else ""
-    return f"{clients}, {ops} on {', '.join(plan.files)}, durability {plan.durability}{warning}, in {_near(directory)}"
+    return f"{clients}, {ops} on {', '.join(plan.files)}, durability {plan.durability}{warning}, in {near(directory)}"
 
 
-def _judge(directory: Path) -> bool:
+def judge_run(directory: Path) -> bool:
     """Print the verdict of scripts/check; return whether it is all ✔."""
     from scripts.checker import as_lines, check
     from scripts.verdict.load import NoRun
@@ -196,11 +213,10 @@ def _judge(directory: Path) -> bool:
 
 def _tell_places(plan: Plan, directory: Path, ending: Ending) -> None:
     """Print where the logs, files and snapshots are."""
-    near = _near(directory)
-    place = shlex.quote(near)
-    client = shlex.quote(_near(Path(sys.executable).with_name("client")))
+    place = shlex.quote(near(directory))
+    client = shlex.quote(near(Path(sys.executable).with_name("client")))
     logs = [f"{place}/client-*/events.log  {place}/lockd/grants.log"]
-    logs += [f"{shlex.quote(_near(errors))}  (stderr)" for errors in sorted(directory.glob("*.err"))]
+    logs += [f"{shlex.quote(near(errors))}  (stderr)" for errors in sorted(directory.glob("*.err"))]
     files = [f"{place}/client-*/files/{shlex.quote(file)}" for file in sorted(set(plan.files))]
     file = max(ending.newest, key=ending.newest.__getitem__, default=plan.files[0])
     first = f"{client} snapshots {shlex.quote(file)} --data {place}/client-0"
@@ -215,7 +231,7 @@ def _tell_places(plan: Plan, directory: Path, ending: Ending) -> None:
     print(end="", flush=True)
 
 
-def _near(path: Path) -> str:
+def near(path: Path) -> str:
     """Return the path as it is shortest: from here, or from the root."""
     absolute = os.path.abspath(path)
     relative = os.path.relpath(absolute)

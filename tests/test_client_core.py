@@ -13,6 +13,7 @@ from client.effects import (
     Effect,
     Event,
     Finished,
+    Flush,
     FromDaemon,
     FromPeer,
     Joined,
@@ -128,6 +129,7 @@ class Seat:
     submitted: int = 0
     clock: Clock = field(default_factory=dict)
     last_time_us: int = 0
+    log_full: bool = False
 
     def __post_init__(self) -> None:
         self.identity = Identity("a", "a" * 16, replica_id("a"), 1, "tcp://127.0.0.1:9", "disk")
@@ -140,11 +142,15 @@ class Seat:
         while effects:
             self.effects += effects
             last = effects[-1]
-            assert not any(isinstance(effect, Persist) for effect in effects[:-1])
-            if not isinstance(last, Persist):
+            assert not any(isinstance(effect, (Persist, Flush)) for effect in effects[:-1])
+            if not isinstance(last, (Persist, Flush)):
                 return
-            if self.journal.failing:
-                outcome: Event = PersistFailed(last.ticket, self.journal.failing)
+            if self.log_full:
+                outcome: Event = PersistFailed(last.ticket, "no room for the log", False)
+            elif isinstance(last, Flush):
+                outcome = Persisted(last.ticket)
+            elif self.journal.failing:
+                outcome = PersistFailed(last.ticket, self.journal.failing)
             else:
                 self.journal.write(last)
                 outcome = Persisted(last.ticket)
@@ -657,6 +663,32 @@ def test_a_refused_lock_fails_the_op(seat: Seat) -> None:
     seat.lockd(Refused(EPOCH, seat.one(Acquire).request, "no grant in time"))
     finished = seat.one(Finished)
     assert (finished.outcome, finished.reason, finished.id) == ("failed", "no grant in time", "")
+
+
+@pytest.mark.parametrize("verb", ["read", "write"])
+def test_an_op_that_finds_no_room_in_the_event_log_fails_and_its_id_is_told_to_nobody(seat: Seat, verb: OpVerb) -> None:
+    seat.submit(verb, "" if verb == "read" else "one")
+    seat.log_full = verb == "write"
+    if verb == "read":
+        seat.grant(1, mode="exclusive")  # which makes the file
+        seat.lockd(Released(EPOCH, seat.one(Release).request, True))
+        seat.forget()
+        seat.log_full = True
+        seat.submit("read")
+    seat.grant(2, "b", mode="shared" if verb == "read" else "exclusive")
+    finished = seat.one(Finished)
+    assert (finished.outcome, finished.reason, finished.id) == ("failed", "no room for the log", "")
+    assert not seat.all(Push)
+    release = seat.one(Release)
+    assert (release.clock, release.changed) == ({}, False)
+
+
+def test_where_nobody_knows_whether_the_journal_has_it_an_op_ends_unknown(seat: Seat) -> None:
+    seat.submit("write", "one")
+    grant = Grant(EPOCH, seat.one(Acquire).request, FILE, token(1), "exclusive", {}, EMPTY, (replica_id("a"),), (), 0)
+    assert isinstance(seat.core.handle(FromDaemon(grant), seat.now_ns)[-1], Persist)
+    seat.feed(Leave(unsure=True))
+    assert seat.one(Finished).outcome == "unknown"
 
 
 def test_a_write_that_the_disk_refuses_fails_and_its_line_is_taken_back(seat: Seat) -> None:

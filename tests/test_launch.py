@@ -320,6 +320,23 @@ def test_the_end_of_lockd_ends_the_run(tmp_path: Path) -> None:
     assert not any("run/" in command_of(pid) for pid in children)
 
 
+def test_chaos_shows_three_faults_and_what_followed(tmp_path: Path) -> None:
+    with Launch("--chaos", "--clients", "3", "--seed", "1", "--run-dir=run", cwd=tmp_path) as launch:
+        launch.until(lambda said: "started again on its directory" in said)
+        launch.until(lambda said: "kill -9 of lockd" in said)
+        run = launch.end()
+    assert run.code == 0, run.out + run.error
+    assert re.search(r"kill -9 of client-2, (in the midst of|between)", run.out)
+    assert "client-2 is started again on its directory" in run.out
+    granted = re.search(r"(client-\d) is stopped \(SIGSTOP\) .* lockd grants it (1\.\d+) in its sleep", run.out)
+    assert granted
+    refused = re.findall(r"(client-\d) refused the write of (client-\d): its token (1\.\d+) is fenced by", run.out)
+    assert refused and all(who != whose for who, whose, _ in refused)
+    assert re.search(r"lockd is back: its first grant is 2\.1, larger than all before", run.out)
+    assert run.verdict == dict.fromkeys((*PROPERTIES, "outcomes"), "✔")
+    assert run.record["faults"] == ["kill", "pause", "lockd-kill"]
+
+
 def test_no_process_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
     with Launch("--run-dir=run", "--clients=2", "--ops=100000", cwd=tmp_path) as launch:
         launch.until(op_lines)
@@ -408,6 +425,8 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         (["--quickly", "3"], "unrecognized arguments: --quickly=3"),
         (["--op", "3"], "unrecognized arguments: --op=3"),
         (["notes.txt"], "unrecognized arguments: notes.txt"),
+        (["--chaos", "--ops", "5"], "--ops: with --chaos the clients work until all has been shown"),
+        (["--chaos", "--clients", "1"], "--clients 1: --chaos shows what one client does to others"),
     ],
 )
 def test_bad_input_is_one_line_before_anything_starts(
@@ -453,12 +472,13 @@ def test_shares_are_as_equal_as_can_be(clients: int, ops: int) -> None:
 
 def test_reports_are_read() -> None:
     end = {"event": "end", "id": "client-0:1", "verb": "read", "file": "f", "seq": 3, "outcome": "ok"}
-    end |= {"reason": "", "ms": 1.25, "bytes": 9, "text": "x\x1b"}
+    end |= {"reason": "", "ms": 1.25, "bytes": 9, "text": "x\x1b", "hash": "0" * 12, "began_us": 1, "ended_us": 2}
     read = parse_report(json.dumps(end).encode())
-    assert read == OpEnded("read", "f", 3, "ok", "", 1.25, 9, "x\x1b")
+    assert read == OpEnded("client-0:1", "read", "f", 3, "ok", "", 1.25, 9, "x\x1b", "0" * 12, 1, 2)
     assert isinstance(read, OpEnded)
     assert describe(read) == r'read f@3 ok 1.2 ms  saw 9 bytes, last line: "x\u001b"'
-    assert parse_report(b'{"event": "begin", "verb": "read", "file": "f"}') == OpBegan("f")
+    begin = b'{"event": "begin", "verb": "read", "file": "f", "began_us": 7}'
+    assert parse_report(begin) == OpBegan("read", "f", 7)
     assert parse_report(b"ready client-0 on client-0, durability disk") == "ready"
     assert parse_report(b'{"event": "complete"}') == "complete"
     assert parse_report(b'{"event": "done"}') == "done"

@@ -36,6 +36,7 @@ from scripts.verdict.evidence import (
     Journal,
     LockLine,
     Snapshots,
+    Told,
 )
 from scripts.verdict.facts import gather
 from scripts.verdict.finding import Finding
@@ -163,6 +164,33 @@ class Group:
             asked,
         )
 
+    def told(self) -> list[Told]:
+        """Return what the clients were told of their ops, all of them ok, in the order in which they ended."""
+        lines = [line.event for replica in self.replicas for line in replica.lines]
+        ops = {event.values["token"]: event for event in lines if event.verb not in ("apply", "undo")}
+        told: list[Told] = []
+        for entry in self.locks:
+            lock = entry.line
+            if lock.event != "release":
+                continue
+            event = ops[format_token(lock.token)]
+            values = event.values
+            told.append(
+                Told(
+                    len(told) + 1,
+                    lock.client,
+                    values["id"],
+                    event.verb,
+                    lock.lock,
+                    "ok",
+                    2 * event.time_us - 1,
+                    2 * lock.time_us,
+                    int(values["seq"]),
+                    values["hash"],
+                )
+            )
+        return told
+
     def _client(self, replica: Replica) -> Client:
         return Client(
             replica.name,
@@ -280,7 +308,8 @@ def lock_lines(evidence: Evidence) -> list[LockLine]:
 
 
 def test_a_good_run_passes_every_property() -> None:
-    findings = judge(good_group().evidence())
+    group = good_group()
+    findings = judge(replace(group.evidence(), told=group.told()))
     assert [finding.name for finding in findings if finding.ok] == list(PROPERTIES), findings
     assert found(good_group().evidence())["complete"].detail == "10 of 10 ops by 3 clients, each once"
     assert "1 of 21 pairs of ops on different files" in found(good_group().evidence())["clocks"].detail
@@ -339,7 +368,7 @@ def groups(draw: st.DrawFn) -> Group:
 @settings(max_examples=150, deadline=None)
 @given(groups())
 def test_any_good_run_passes(group: Group) -> None:
-    assert wrong(group.evidence()) == {}
+    assert wrong(replace(group.evidence(), told=group.told())) == {}
 
 
 @settings(max_examples=50, deadline=None)
@@ -965,6 +994,244 @@ def test_a_flaw_spoils_its_property_alone() -> None:
     assert wrong(evidence) == {"logs": "client-0/events.log:9: the last line is torn (and 1 more problem)"}
 
 
+# 9. outcomes
+
+
+def told_otherwise(number: int, **changes: object) -> dict[str, str]:
+    """Return what is wrong with a good run in which one line of outcomes.jsonl, or a new one, tells otherwise.
+
+    The lines: 1 write notes@1 · 2 write @2 · 3, 4 reads of @2 · 5 update @3 · 6 write plans@1 · 7 update notes@4 ·
+    8 restore @5 · 9 write plans@2 · 10 read plans@2.
+    """
+    group = good_group()
+    told = group.told()
+    if number > len(told):
+        told.append(replace(told[-1], number=number, **changes))  # type: ignore[arg-type]
+    else:
+        told[number - 1] = replace(told[number - 1], **changes)  # type: ignore[arg-type]
+    return wrong(replace(group.evidence(), told=told))
+
+
+def test_what_was_told_is_counted() -> None:
+    group = good_group()
+    told = group.told()
+    told.append(Told(11, "client-2", "", "read", NOTES, "unknown", 0, None))
+    told.append(Told(12, "client-2", "client-2:9", "write", NOTES, "unknown", 0, 1))
+    told.append(Told(13, "client-2", "", "write", NOTES, "failed", 0, 1))
+    told[1] = replace(told[1], outcome="unknown")
+    evidence = replace(group.evidence(), told=told)
+    clients = [replace(client, refused=number) for number, client in enumerate(evidence.clients)]
+    evidence = replace(evidence, clients=clients)
+    assert wrong(evidence) == {}
+    assert found(evidence)["outcomes"].detail == (
+        "9 ok, 1 failed, 3 unknown (1 happened, 1 not, 1 read); 3 late pushes refused"
+    )
+    assert "outcomes" not in found(group.evidence())
+
+
+def test_a_lost_op_is_caught() -> None:
+    said = told_otherwise(11, id="client-2:9", verb="write", file=NOTES, seq=6)
+    assert said == {"outcomes": "outcomes.jsonl:11: client-2:9 was ok as notes.txt@6, but is not in the history"}
+
+
+def test_an_op_at_another_place_than_told_is_caught() -> None:
+    said = told_otherwise(2, seq=3)
+    assert said == {"outcomes": "outcomes.jsonl:2: client-1:1 was ok as notes.txt@3, but stands as notes.txt@2"}
+    said = told_otherwise(2, hash="0" * 12)
+    assert said["outcomes"].endswith("notes.txt@2 with hash=000000000000, which is not in the history")
+
+
+def test_a_read_of_what_is_not_in_the_history_is_caught() -> None:
+    said = told_otherwise(3, hash="0123456789ab")
+    assert said["outcomes"].startswith("outcomes.jsonl:3: client-2:1 was ok at notes.txt@2 with hash=0123456789ab")
+    assert "which is not in the history" in told_otherwise(3, seq=9)["outcomes"]
+    assert "no journal has that file" in told_otherwise(3, file="other.txt")["outcomes"]
+
+
+def test_an_op_that_failed_and_happened_is_caught() -> None:
+    said = told_otherwise(5, outcome="failed")
+    assert said == {"outcomes": "outcomes.jsonl:5: client-2:2 failed, but stands in the history as notes.txt@3"}
+
+
+def test_an_op_that_nobody_asked_for_is_caught() -> None:
+    group = good_group()
+    told = group.told()
+    del told[1]
+    said = wrong(replace(group.evidence(), told=told))
+    assert said == {"outcomes": "client-0/journal: notes.txt@2: nobody asked for its op client-1:1, by outcomes.jsonl"}
+
+
+@pytest.mark.parametrize(("changes", "fits"), [({}, True), ({"verb": "update"}, False), ({"file": PLANS}, False)])
+def test_an_op_that_was_cut_off_may_have_happened_once(changes: dict[str, str], fits: bool) -> None:
+    """The last op of client-1 on notes.txt, its third, was cut off; and another one of it before."""
+    said = told_otherwise(8, outcome="unknown", id="", ended_us=None, seq=0, hash="", **changes)
+    assert (said == {}) == fits, said
+
+
+def test_an_op_cut_off_before_another_was_told_is_not_a_later_one() -> None:
+    group = good_group()
+    told = group.told()
+    told[7] = replace(told[7], outcome="unknown", id="", ended_us=None, began_us=told[5].began_us - 1)
+    assert "nobody asked for its op client-1:3" in wrong(replace(group.evidence(), told=told))["outcomes"]
+
+
+def test_an_op_told_twice_is_caught() -> None:
+    said = told_otherwise(11, id="client-1:1")
+    assert said == {"outcomes": "outcomes.jsonl:11: client-1:1 was told before, by outcomes.jsonl:2"}
+
+
+def test_an_op_that_happened_twice_is_caught() -> None:
+    group = good_group()
+    evidence = replace(group.evidence(), told=group.told())
+    for index in range(3):
+        change_record(evidence, index, NOTES, 3, id="client-1:1")
+    said = wrong(evidence)["outcomes"]
+    assert said == "client-0/journal: notes.txt@3: client-1:1 happened a second time, after notes.txt@2"
+
+
+def test_a_read_of_an_old_version_is_caught() -> None:
+    late = good_group().told()[4].ended_us
+    assert late is not None
+    said = told_otherwise(3, began_us=late + 1, ended_us=late + 2)
+    assert said["outcomes"].startswith("outcomes.jsonl:3: client-2:1 (read notes.txt@2, outcomes.jsonl:3) began after")
+    assert said["outcomes"].endswith("(update notes.txt@3, outcomes.jsonl:5), but saw an older version")
+
+
+def test_a_read_of_what_had_not_begun_is_caught() -> None:
+    early = good_group().told()[1].began_us
+    said = told_otherwise(3, began_us=early - 2, ended_us=early - 1)
+    assert said["outcomes"].startswith("outcomes.jsonl:2: client-1:1 (write notes.txt@2, outcomes.jsonl:2) began after")
+    assert said["outcomes"].endswith("(read notes.txt@2, outcomes.jsonl:3), but is not behind it")
+
+
+def test_changes_against_real_time_are_caught() -> None:
+    late = good_group().told()[7].ended_us
+    assert late is not None
+    said = told_otherwise(5, began_us=late + 1, ended_us=late + 2)
+    assert said["outcomes"].startswith(
+        "outcomes.jsonl:5: client-2:2 (update notes.txt@3, outcomes.jsonl:5) began after"
+    )
+    # Of an unknown op nobody knows the end, but it has a begin.
+    assert told_otherwise(5, outcome="unknown", began_us=late + 1, ended_us=late + 2) == said
+    assert told_otherwise(5, outcome="unknown", ended_us=late + 2) == {}
+
+
+# Runs with faults
+
+
+def under_faults(evidence: Evidence, told: list[Told] | None = None) -> Evidence:
+    assert evidence.asked is not None
+    return replace(evidence, asked=replace(evidence.asked, faults=("kill", "pause")), told=told)
+
+
+def lone_line(group: Group) -> None:
+    """Let client-0 be killed between an op's line and its record, start again, and do another op."""
+    doing = group.begin(0, "write", text="lost")
+    replica = group.replicas[0]
+    replica.records[NOTES].pop()
+    replica.hashes[NOTES].pop()
+    group._lock_line("expiry", doing)
+    group.held[NOTES].remove(doing)
+    group.done -= 1
+    group.do(0, "write", text="after that")
+
+
+def test_a_line_that_a_kill_left_alone_is_no_damage_under_faults() -> None:
+    group = good_group()
+    lone_line(group)
+    told = [*group.told(), Told(99, "client-0", "", "write", NOTES, "unknown", 1, None)]
+    evidence = under_faults(group.evidence(), told)
+    assert evidence.asked is not None
+    evidence = replace(evidence, asked=replace(evidence.asked, ops=12))
+    assert wrong(evidence) == {}
+    assert found(evidence)["complete"].detail == (
+        "12 of 12 ops by 3 clients, each once, under 2 kinds of faults, 1 undone"
+    )
+    assert "hash chain" in wrong(group.evidence())
+    assert wrong(replace(group.evidence(), asked=None)) == {}, "by hand, a client may be killed"
+
+
+def test_a_line_that_no_kill_can_have_left_is_caught_under_faults_too() -> None:
+    evidence = under_faults(good_group().evidence())
+    change_line(evidence, 0, 6, with_values(id="client-2:77"))
+    expected = "client-0/events.log:6: id=client-2:77, but client-0/journal: notes.txt@3 has client-2:2"
+    assert wrong(evidence)["hash chain"] == expected
+    assert wrong(replace(evidence, asked=None))["hash chain"] == expected
+
+
+def test_ops_that_were_not_done_under_faults_are_caught() -> None:
+    group = good_group()
+    evidence = under_faults(group.evidence(), group.told()[:-1])
+    assert wrong(evidence) == {"complete": "run.json: 9 of 10 ops were done or are unknown"}
+    beside = [*group.told(), replace(group.told()[-1], number=11, id="client-2:9", beside=True)]
+    assert "complete" not in wrong(under_faults(group.evidence(), beside))
+    asked = under_faults(group.evidence()).asked
+    assert asked is not None
+    asked = replace(asked, ops=0)
+    by_time = replace(group.evidence(), asked=asked)
+    assert wrong(by_time) == {}
+    more = replace(by_time, asked=replace(asked, clients=4))
+    assert wrong(more)["complete"].startswith("run.json: 4 clients asked for, 3 left")
+    unfinished = replace(by_time, asked=replace(asked, finished=False))
+    assert wrong(unfinished)["complete"].startswith("run.json: the run has not finished")
+
+
+def test_a_replica_that_is_behind_after_all_was_mended_is_caught() -> None:
+    evidence = under_faults(behind(good_group().evidence(), 2))
+    assert wrong(evidence)["replay"] == "client-2/journal: behind: deep/plans.txt is at version 1 of 2"
+
+
+def test_a_run_under_faults_that_was_stopped_may_end_unequal() -> None:
+    group = good_group()
+    group.begin(2, "write", text="lost")
+    evidence = under_faults(behind(group.evidence(), 1))
+    assert evidence.asked is not None
+    stopped = replace(evidence, asked=replace(evidence.asked, finished=False, stopped=True))
+    assert wrong(stopped) == {}
+    assert found(stopped)["complete"].detail.endswith("; stopped by the user")
+
+
+def test_of_branches_as_long_the_one_of_the_newer_token_counts() -> None:
+    group = good_group()
+    lost = group.begin(0, "write", text="lost")
+    group._lock_line("expiry", lost)
+    group.held[NOTES].remove(lost)
+    mine = group.replicas.pop(0)
+    group.do(0, "write", text="kept")
+    group.replicas.insert(0, mine)
+    evidence = under_faults(group.evidence())
+    assert evidence.asked is not None
+    stopped = replace(evidence, asked=replace(evidence.asked, finished=False, stopped=True))
+    assert wrong(stopped) == {}
+    assert "client-0 is behind (notes.txt@6 is unknown to the others" in found(stopped)["replay"].detail
+
+
+def test_what_a_killed_lockd_had_granted_ends_by_a_line_of_the_next_one() -> None:
+    group = good_group()
+    doing = group.begin(0, "read")
+    group.held[NOTES].remove(doing)
+    group.done -= 1
+    group.replicas[0].lines.pop()
+    group.replicas[0].clock = dict(group.replicas[0].lines[-1].event.clock)
+    assert "never let go" in wrong(under_faults(group.evidence()))["tokens"]
+    group._lock_line("expiry", doing)
+    assert wrong(under_faults(group.evidence())) == {}
+
+
+def test_a_read_that_lost_its_lock_need_not_be_before_the_next_change() -> None:
+    group = good_group()
+    doing = group.begin(0, "read")
+    group._lock_line("expiry", doing)
+    group.held[NOTES].remove(doing)
+    group.do(1, "write", text="did not hear of that read")
+    assert wrong(under_faults(group.evidence())) == {}
+    lines = lock_lines(under_faults(group.evidence()))
+    (index,) = [index for index, entry in enumerate(lines) if entry.line.event == "expiry"]
+    lines[index] = replace(lines[index], line=structs.replace(lines[index].line, event="release"))
+    said = wrong(under_faults(group.evidence()))
+    assert "its clock is not after that of the read before it" in said["clocks"]
+
+
 # Real files
 
 
@@ -974,12 +1241,12 @@ def write_run(group: Group, directory: Path, *, by_hand: bool = False) -> Path:
     for replica in group.replicas:
         data = directory / replica.name
         write_journal(replica, data).close()
-        lines = [line.event for line in replica.lines]
+        events = [line.event for line in replica.lines]
         text = "".join(
             [
                 format_event(event.time_us, event.host, event.clock, event.verb, format_pairs(event.values.items()))
                 + "\n"
-                for event in lines
+                for event in events
             ]
         )
         (data / "events.log").write_text(HEADER + text, encoding="utf-8")
@@ -995,6 +1262,9 @@ def write_run(group: Group, directory: Path, *, by_hand: bool = False) -> Path:
             **asdict(evidence.asked),
         }
         (directory / "run.json").write_text(json.dumps(run), encoding="utf-8")
+        lines = [asdict(told) for told in group.told()]
+        text = "".join([json.dumps(line) + "\n" for line in lines])
+        (directory / "outcomes.jsonl").write_text(text, encoding="utf-8")
     return directory
 
 
@@ -1050,6 +1320,7 @@ def test_a_run_on_disk_is_read_as_it_was_made(run: Path) -> None:
     with open_run([run]) as evidence:
         assert evidence.flaws == []
         assert evidence.asked == made.asked
+        assert evidence.told == group.told()
         assert evidence.grants is not None and made.grants is not None
         assert [entry.line for entry in evidence.grants.lines] == [entry.line for entry in made.grants.lines]
         assert [entry.number for entry in evidence.grants.lines] == [entry.number for entry in made.grants.lines]
@@ -1278,6 +1549,19 @@ def change_removed(run: Path) -> None:
     change_op(run, "client-1:3", change)
 
 
+def spoil_outcome(run: Path) -> None:
+    replace_in(run / "outcomes.jsonl", b'"ok"', b'"good"')
+
+
+def cut_outcome(run: Path) -> None:
+    cut_line(run / "outcomes.jsonl", 2)
+
+
+def tear_outcome(run: Path) -> None:
+    path = run / "outcomes.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])
+
+
 def spoil_run_json(run: Path) -> None:
     (run / "run.json").write_text("[]", encoding="utf-8")
 
@@ -1307,6 +1591,9 @@ DAMAGES: list[tuple[Callable[[Path], None], str, str]] = [
     (change_hash, "hash chain", "client-1/journal: notes.txt@3: its hash does not follow"),
     (change_type, "hash chain", "client-1/journal: notes.txt@3 cannot be read: "),
     (change_removed, "snapshots", "client-1/snapshots: "),
+    (spoil_outcome, "outcomes", "outcomes.jsonl:1: the line cannot be read: the outcome 'good' is unknown"),
+    (cut_outcome, "outcomes", "client-0/journal: notes.txt@2: nobody asked for its op client-1:1"),
+    (tear_outcome, "outcomes", "outcomes.jsonl:11: the line cannot be read: "),
     (spoil_run_json, "complete", "run.json: it cannot be read: "),
     (wait_for_more, "complete", "run.json: only 11 of 12 ops were done"),
 ]

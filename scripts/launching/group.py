@@ -6,19 +6,16 @@ the end of lockd, breaks it off in any of them; a client's end does not, the oth
 clients are ended next, and lockd last: each is asked first, and killed when it does not obey.
 """
 
-import os
-import selectors
 import signal
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Final, assert_never
 
 from common.errors import EXIT_CRASHED, EXIT_REFUSED, CommandError, refused
-from common.signals import Signals
 from scripts.launching.agreement import disagreement
+from scripts.launching.herd import Ears, Herd
 from scripts.launching.plan import Plan
 from scripts.launching.processes import Child
 from scripts.launching.reports import OpBegan, OpEnded, Report, describe, parse_report
@@ -53,6 +50,24 @@ class Ending:
     """Why it has not begun, unless somebody stopped it before."""
 
 
+def client_command(plan: Plan, data: Path, endpoint: str, ops: int, *, group: int | None = None) -> list[str]:
+    """Return the arguments of Python for a client that does `ops` of the plan's ops, or none, and then serves.
+
+    It begins when `group` replicas are up, all of the plan's unless told.
+    """
+    arguments = [f"--data={data}", f"--name={data.name}", f"--lockd={endpoint}", f"--durability={plan.durability}"]
+    if not ops:
+        return ["client", "serve", *arguments]
+    group = plan.clients if group is None else group
+    arguments += [f"--ops={ops}", f"--delay={plan.delay}", f"--group={group}", "--report", "--stay"]
+    arguments += [f"--file={file}" for file in plan.files]
+    if plan.lines is not None:
+        arguments.append(f"--lines={plan.lines}")
+    if plan.seed is not None:
+        arguments.append(f"--seed={plan.seed}")
+    return ["client", "run", *arguments]
+
+
 class Group:
     """lockd and the clients of one run."""
 
@@ -61,8 +76,6 @@ class Group:
         self.rows = {name: Row(asked) for name, asked in plan.shares().items()}
         self._plan, self._directory = plan, directory
         self._ending = Ending()
-        self._children: dict[str, Child] = {}
-        self._up: set[str] = set()
         self._endpoint = ""
         self._complete: set[str] = set()
         self._done: set[str] = set()
@@ -70,16 +83,10 @@ class Group:
         self._lockd_is_lost = False
         self._is_stopping = False
         self._gather_until_s = 0.0
-        self._a_child_ended = False
 
     def run(self, open_view: Callable[[], View], heading: str) -> Ending:
         """Do the run and return how it ended; no process of it is left."""
-        self._signals = Signals()
-        signal.signal(signal.SIGCHLD, _note)
-        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-            signal.signal(signal.SIGHUP, _note)
-        self._selector = selectors.DefaultSelector()
-        self._selector.register(self._signals.descriptor, selectors.EVENT_READ)
+        self._herd = Herd(Ears(self._hear, self._lose, self._called))
         view: View | None = None
         try:
             self._start("lockd", ["lockd", "--bind=tcp://127.0.0.1:*", f"--data={self._directory / 'lockd'}"])
@@ -87,15 +94,9 @@ class Group:
             view.tell(heading)
             self._go_through()
         finally:
-            for child in self._children.values():
-                child.close()
+            self._herd.close()
             if view is not None:
                 view.close()
-            self._selector.close()
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
-                signal.signal(signal.SIGHUP, signal.SIG_DFL)
-            self._signals.close()
         return self._ending
 
     # The stages
@@ -103,8 +104,8 @@ class Group:
     def _go_through(self) -> None:
         finished = self._begin() and self._until(self._all_done) and self._agree()
         self._is_stopping = True
-        self._stop([child for name, child in self._children.items() if name != "lockd"])
-        self._stop([self._children["lockd"]])
+        self._stop([child for name, child in self._herd.up.items() if name != "lockd"])
+        self._stop([child for name, child in self._herd.up.items() if name == "lockd"])
         self._ending.left.sort(key=list(self.rows).index)
         self._ending.finished = finished and not self._ending.left
 
@@ -119,7 +120,7 @@ class Group:
         self._ending.has_begun = True
         try:
             for name, row in self.rows.items():
-                self._start(name, self._client(name, row.asked))
+                self._start(name, client_command(self._plan, self._directory / name, self._endpoint, row.asked))
         except OSError as error:
             self._view.tell(f"launch: no more processes can be started ({error.strerror}); try fewer --clients")
             return False
@@ -156,33 +157,15 @@ class Group:
                 child.end()
                 if child.name in self.rows:
                     self.rows[child.name].state = "ending"
-        if self._until(lambda: self._up.isdisjoint(names), STOP_S):
+        if self._until(lambda: names.isdisjoint(self._herd.up), STOP_S):
             return
         for child in children:
             if not child.ended:
                 if not self._is_broken_off:
                     self._view.tell(f"launch: {child.name} does not end within {STOP_S:g} s; it is killed")
                 child.end(signal.SIGKILL)
-        while not self._up.isdisjoint(names):
+        while not names.isdisjoint(self._herd.up):
             self._step(1.0)
-
-    def _client(self, name: str, ops: int) -> list[str]:
-        plan = self._plan
-        arguments = [
-            f"--data={self._directory / name}",
-            f"--name={name}",
-            f"--lockd={self._endpoint}",
-            f"--durability={plan.durability}",
-        ]
-        if not ops:
-            return ["client", "serve", *arguments]
-        arguments += [f"--ops={ops}", f"--delay={plan.delay}", f"--group={plan.clients}", "--report", "--stay"]
-        arguments += [f"--file={file}" for file in plan.files]
-        if plan.lines is not None:
-            arguments.append(f"--lines={plan.lines}")
-        if plan.seed is not None:
-            arguments.append(f"--seed={plan.seed}")
-        return ["client", "run", *arguments]
 
     # Waiting
 
@@ -204,39 +187,23 @@ class Group:
 
     def _step(self, seconds: float) -> None:
         """Wait until something happens, for `seconds` at most, and take it in."""
-        for key, _ in self._selector.select(min(seconds, self._view.tick())):
-            if isinstance(key.fileobj, Child):
-                self._hear(key.fileobj)
-            else:
-                self._take_signals()
-        if self._a_child_ended:
-            self._a_child_ended = False
-            for child in [self._children[name] for name in self._up]:
-                if child.ended:
-                    self._lose(child)
+        self._herd.step(min(seconds, self._view.tick()))
         self._view.tick()
 
-    def _take_signals(self) -> None:
-        for number in os.read(self._signals.descriptor, 4096):
-            if number == signal.SIGCHLD:
-                self._a_child_ended = True
-                continue
-            self._calls += 1
-            if self._ending.stopped_by is None:
-                self._ending.stopped_by = number
-                name = signal.Signals(number).name
-                self._view.tell(f"launch: {name}: ending every process in order; once more kills them at once")
+    def _called(self, number: int) -> None:
+        self._calls += 1
+        if self._ending.stopped_by is None:
+            self._ending.stopped_by = number
+            name = signal.Signals(number).name
+            self._view.tell(f"launch: {name}: ending every process in order; once more kills them at once")
 
     # The processes
 
     def _start(self, name: str, arguments: list[str]) -> None:
-        child = Child(name, arguments, self._directory / f"{name}.err")
-        self._children[name] = child
-        self._up.add(name)
-        self._selector.register(child, selectors.EVENT_READ)
+        self._herd.start(Child(name, arguments, self._directory / f"{name}.err"))
 
     def _living(self) -> list[str]:
-        return [name for name in self.rows if name in self._up]
+        return [name for name in self.rows if name in self._herd.up]
 
     def _all_complete(self) -> bool:
         return self._complete.issuperset(self._living())
@@ -244,12 +211,11 @@ class Group:
     def _all_done(self) -> bool:
         return self._done.issuperset(self._living())
 
-    def _hear(self, child: Child) -> None:
-        for line in child.lines():
-            if child.name != "lockd":
-                self._take(child.name, parse_report(line))
-            elif line.startswith(b"ready "):
-                self._endpoint = line.decode().split()[1]
+    def _hear(self, child: Child, line: bytes) -> None:
+        if child.name != "lockd":
+            self._take(child.name, parse_report(line))
+        elif line.startswith(b"ready "):
+            self._endpoint = line.decode().split()[1]
 
     def _take(self, name: str, report: Report | None) -> None:
         row = self.rows[name]
@@ -268,7 +234,7 @@ class Group:
             case "done":
                 row.state = "serving"
                 self._done.add(name)
-            case OpBegan(file):
+            case OpBegan(file=file):
                 row.state = f"working on {file}"
             case OpEnded(file=file, seq=seq):
                 row.state = "ending" if self._is_stopping else "pausing"
@@ -283,9 +249,6 @@ class Group:
 
     def _lose(self, child: Child) -> None:
         """Take in that a process is over, and tell of it unless it was asked to end, and did so in order."""
-        self._hear(child)
-        self._selector.unregister(child)
-        self._up.discard(child.name)
         if child.name == "lockd":
             if not child.is_told_to_end:
                 self._lockd_is_lost = True
@@ -305,7 +268,3 @@ class Group:
         self._gather_until_s = min(self._gather_until_s, time.monotonic() + GATHER_AFTER_LOSS_S)
         how = "did not end in order" if child.is_told_to_end else f"died after {self.rows[child.name].done} ops"
         self._view.tell(f"launch: {child.name} {how}: {child.tell_end()}")
-
-
-def _note(number: int, frame: FrameType | None) -> None:
-    """Have the signal's number written to the wake-up descriptor, which needs a handler in Python."""

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +20,8 @@ _PR_SET_PDEATHSIG: Final = 1
 class Child:
     """A process of the project. `ended` tells once it is over; then all that it said has been heard by `lines`."""
 
-    def __init__(self, name: str, arguments: list[str], errors: Path) -> None:
-        """Start `python -P -m ARGUMENTS...`; its stderr goes to the file `errors`.
+    def __init__(self, name: str, arguments: list[str], errors: Path, *, inside: Sequence[str] = ()) -> None:
+        """Start `python -P -m ARGUMENTS...`, by the command `inside`; its stderr goes to the file `errors`.
 
         It gets a session of its own, so a Ctrl-C in the terminal reaches the launcher alone, which then ends
         all in order; and on Linux a SIGTERM of its own should the launcher be killed.
@@ -30,7 +30,7 @@ class Child:
         self.is_told_to_end = False
         with open(errors, "wb") as file:
             self._process = subprocess.Popen(
-                [sys.executable, "-P", "-m", *arguments],
+                [*inside, sys.executable, "-P", "-m", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=file,
@@ -84,7 +84,23 @@ class Child:
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
         """Send it a signal that asks it to end."""
         self.is_told_to_end = True
+        self.send(number)
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal."""
         self._process.send_signal(number)
+
+    @property
+    def pid(self) -> int:
+        """Return its process id."""
+        return self._process.pid
+
+    def errors_hold(self, text: bytes) -> bool:
+        """Tell whether its stderr holds this text."""
+        try:
+            return text in self._errors.read_bytes()
+        except OSError:
+            return False
 
     def close(self) -> None:
         """Reap it, killed if it still runs; drop its pipe, and its stderr's file if that is empty."""

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -16,20 +16,20 @@ VERSION: Final = 1
 class RunRecord:
     """run.json, written at the start of a run and anew at its end."""
 
-    def __init__(self, directory: Path, plan: Plan, started: datetime) -> None:
+    def __init__(self, directory: Path, plan: Plan, started: datetime, more: Mapping[str, object]) -> None:
         """Use `begin` instead."""
         self.directory = directory
-        self._plan, self._started = plan, started
+        self._plan, self._started, self._more = plan, started, more
 
     @classmethod
-    def begin(cls, run_dir: str | None, plan: Plan) -> "RunRecord":
-        """Make the run's directory, runs/<UTC time> unless told, and record what was asked.
+    def begin(cls, run_dir: str | None, plan: Plan, more: Mapping[str, object] | None = None) -> "RunRecord":
+        """Make the run's directory, runs/<UTC time> unless told, and record what was asked, `more` included.
 
         Raises CommandError, for a directory that is not empty too: a run is never overwritten.
         """
         started = datetime.now(UTC)
         directory = _make_default(started) if run_dir is None else _make(run_dir)
-        record = cls(directory, plan, started)
+        record = cls(directory, plan, started, more or {})
         try:
             # Exclusive: of two launches into one empty directory, one is refused.
             with open(directory / "run.json", "x", encoding="utf-8") as file:
@@ -67,6 +67,7 @@ class RunRecord:
                     "delay": plan.delay,
                     "durability": plan.durability,
                     "lines": plan.lines,
+                    **self._more,
                     "started": f"{self._started:%Y-%m-%dT%H:%M:%SZ}",
                     "finished": finished,
                     "left": list(left),

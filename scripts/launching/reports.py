@@ -9,8 +9,12 @@ from common.eventlog import shorten
 
 @dataclass(frozen=True, slots=True)
 class OpEnded:
-    """How an op ended; `text` is what it wrote, or the last line that a read saw of `length` bytes."""
+    """How an op ended; `text` is what it wrote, or the last line that a read saw of `length` bytes.
 
+    Times are microseconds of the machine's monotonic clock; `hash` has 12 hexadecimal digits.
+    """
+
+    id: str
     verb: str
     file: str
     seq: int
@@ -19,13 +23,18 @@ class OpEnded:
     took_ms: float
     length: int
     text: str
+    hash: str
+    began_us: int
+    ended_us: int
 
 
 @dataclass(frozen=True, slots=True)
 class OpBegan:
-    """An op has been asked for, and waits for its lock or is at work."""
+    """An op has been asked for, and waits for its lock or is at work; microseconds as in OpEnded."""
 
+    verb: str
     file: str
+    began_us: int
 
 
 Word = Literal["ready", "complete", "done"]
@@ -45,9 +54,10 @@ def parse_report(line: bytes) -> Report | None:
     values: dict[str, Any] = json.loads(line)
     match values["event"]:
         case "begin":
-            return OpBegan(values["file"])
+            return OpBegan(values["verb"], values["file"], values["began_us"])
         case "end":
             return OpEnded(
+                values["id"],
                 values["verb"],
                 values["file"],
                 values["seq"],
@@ -56,6 +66,9 @@ def parse_report(line: bytes) -> Report | None:
                 values["ms"],
                 values["bytes"],
                 values["text"],
+                values["hash"],
+                values["began_us"],
+                values["ended_us"],
             )
         case event:
             return _WORDS.get(event)

@@ -117,12 +117,6 @@ def _is_calm(facts: Facts) -> bool:
     return "expiry" not in events or "grant" not in events[events.index("expiry") :]
 
 
-def _released(facts: Facts) -> set[int] | None:
-    """Return the tokens that were given back; a read that lost its lock failed, and left no clock with it."""
-    grants = facts.evidence.grants
-    return None if grants is None else {entry.line.token for entry in grants.lines if entry.line.event == "release"}
-
-
 def _orders_changes(facts: Facts, file: str, longest: Journal) -> None:
     before: Clock = {}
     for seq, record in enumerate(longest.records, 1):

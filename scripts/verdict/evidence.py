@@ -8,7 +8,9 @@ from common.eventlog import Event
 from common.grantlog import GrantLine
 from common.records import Record
 
-PropertyName = Literal["complete", "tokens", "hash chain", "replay", "snapshots", "clocks", "timestamps", "logs"]
+PropertyName = Literal[
+    "complete", "outcomes", "tokens", "hash chain", "replay", "snapshots", "clocks", "timestamps", "logs"
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,8 @@ class Snapshots:
 class Client:
     """One client's data directory. `name` stands for it in findings; `host` is what its journal remembers.
 
-    `files` has what lies in files/, by its name from there.
+    `files` has what lies in files/, by its name from there. `refused` and `fenced` count the lines of client.log
+    that tell of others' late pushes refused, and of own ones that others refused.
     """
 
     name: str
@@ -71,6 +74,29 @@ class Client:
     files: Mapping[str, bytes]
     snapshots: Snapshots | None
     host: str = ""
+    refused: int = 0
+    fenced: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What a client was told of one op, by line `number` of outcomes.jsonl.
+
+    Times are microseconds of one clock; `ended_us` is None, and `id` "", where the client was gone before the end.
+    `beside` is what the run did beside what it was asked for.
+    """
+
+    number: int
+    client: str
+    id: str
+    verb: str
+    file: str
+    outcome: Literal["ok", "failed", "unknown"]
+    began_us: int
+    ended_us: int | None
+    seq: int = 0
+    hash: str = ""
+    beside: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +109,10 @@ class Grants:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What run.json says was asked for, and how the run ended. `left` are clients that died or left early."""
+    """What run.json says was asked for, and how the run ended. `left` are clients that died or left early.
+
+    `faults` are the kinds of faults that there were on purpose; then `ops` may be 0: as many as the time allowed.
+    """
 
     clients: int
     ops: int
@@ -91,13 +120,18 @@ class Asked:
     finished: bool = True
     stopped: bool = False
     left: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """All that is known of a run. Without `asked` it was made by hand; without `grants` no lockd is known."""
+    """All that is known of a run.
+
+    Without `asked` it was made by hand; without `grants` no lockd is known; without `told`, what was told of each op.
+    """
 
     clients: Sequence[Client]
     grants: Grants | None = None
     asked: Asked | None = None
     flaws: Sequence[Flaw] = field(default=())
+    told: Sequence[Told] | None = None

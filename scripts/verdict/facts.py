@@ -1,6 +1,6 @@
 """The evidence, read once: typed lines and the indices that several properties need."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 
 from common.clock import Clock
@@ -85,6 +85,11 @@ class Facts:
         asked = self.evidence.asked
         return bool(asked and asked.finished and not asked.stopped and client.name not in asked.left)
 
+    def undisturbed(self, client: Client) -> bool:
+        """Tell whether the client is known to have been spared from its start to its end, too."""
+        asked = self.evidence.asked
+        return bool(asked and not asked.faults and self.in_order(client))
+
 
 def place(client: Client, file: str, seq: int) -> str:
     """Name a version in a client's journal for people."""
@@ -108,7 +113,9 @@ def hash_at(journal: Journal, seq: int) -> str:
 
 def gather(evidence: Evidence) -> Facts:
     """Read the evidence once."""
-    left = evidence.asked.left if evidence.asked else ()
+    left: tuple[str, ...] = evidence.asked.left if evidence.asked else ()
+    if evidence.asked and evidence.asked.faults and not evidence.asked.finished:
+        left = tuple([client.name for client in evidence.clients])  # broken off in the midst of faults
     newest = _newest([client for client in evidence.clients if client.name not in left])
     for file, longest in _newest(evidence.clients).items():
         newest.setdefault(file, longest)
@@ -140,9 +147,14 @@ def _newest(clients: Sequence[Client]) -> dict[str, tuple[Client, Journal]]:
     for client in clients:
         for file, journal in client.journals.items():
             best = newest.get(file)
-            if best is None or len(journal.records) > len(best[1].records):
+            if best is None or _rank(journal) > _rank(best[1]):
                 newest[file] = (client, journal)
     return newest
+
+
+def _rank(journal: Journal) -> tuple[int, int]:
+    """Of two journals the longer one counts; of two as long, the one with the newer token."""
+    return len(journal.records), journal.records[-1].token if journal.records else 0
 
 
 def _first_alone(journal: Journal, longest: Journal) -> int:
@@ -199,13 +211,23 @@ def _find_undone(facts: Facts) -> None:
     }
     for client, ticks in facts.logs:
         facts.undone.update(tick.id for tick in ticks if tick.verb == "undo" and tick.id not in kept)
-        if not facts.in_order(client):
-            # Lines are written before records: a kill may leave the last ones alone.
-            for tick in reversed(ticks):
-                if tick.verb != "read" and tick.id in kept:
-                    break
-                if tick.verb != "read":
-                    facts.undone.add(tick.id)
+        if not facts.undisturbed(client):
+            facts.undone.update(_left_alone(ticks, kept))
     facts.undone_hashes.update(
         tick.hash for _, ticks in facts.logs for tick in ticks if tick.id in facts.undone and tick.verb != "read"
     )
+
+
+def _left_alone(ticks: Sequence[Tick], kept: Set[str]) -> Iterator[str]:
+    """Yield the ops whose lines a kill left alone: lines are written before records.
+
+    Nothing more of the file follows, or work went on from before it: then that seq, or an older one, comes again.
+    """
+    lowest: dict[str, int] = {}
+    for tick in reversed(ticks):
+        if tick.verb == "read":
+            continue
+        if tick.id in kept:
+            lowest[tick.file] = min(tick.seq, lowest.get(tick.file, tick.seq))
+        elif lowest.get(tick.file, tick.seq) <= tick.seq:
+            yield tick.id

@@ -30,6 +30,7 @@ from scripts.verdict.evidence import (
     LockLine,
     PropertyName,
     Snapshots,
+    Told,
 )
 
 RUN_FORMAT: Final = 1
@@ -54,6 +55,7 @@ class Places:
     clients: dict[str, Path]
     lockd: Path | None
     asked: Path | None
+    told: Path | None
 
 
 @contextmanager
@@ -68,7 +70,8 @@ def open_run(directories: Sequence[Path]) -> Iterator[Evidence]:
         asked = _read_asked(places.asked, flaws) if places.asked else None
         grants = _read_grants(places.lockd, flaws) if places.lockd else None
         clients = [_read_client(name, path, stack, flaws) for name, path in places.clients.items()]
-        yield Evidence(clients, grants, asked, flaws)
+        told = _read_told(places.told, flaws) if places.told else None
+        yield Evidence(clients, grants, asked, flaws, told)
 
 
 def find(directories: Sequence[Path]) -> Places:
@@ -94,7 +97,13 @@ def find(directories: Sequence[Path]) -> Places:
     names = [path.resolve().name for path in clients]
     if len(set(names)) < len(names):
         names = [str(path) for path in clients]
-    return Places(dict(zip(names, clients, strict=True)), daemons[0] if daemons else None, asked[0] if asked else None)
+    run = asked[0].parent if asked else None
+    return Places(
+        dict(zip(names, clients, strict=True)),
+        daemons[0] if daemons else None,
+        run / "run.json" if run else None,
+        run / "outcomes.jsonl" if run and (run / "outcomes.jsonl").is_file() else None,
+    )
 
 
 def _by_number(path: Path) -> tuple[int, str]:
@@ -128,6 +137,7 @@ def _read_asked(path: Path, flaws: list[Flaw]) -> Asked | None:
             _typed(run["finished"], bool),
             _typed(run["stopped"], bool),
             tuple([_typed(name, str) for name in run["left"]]),
+            tuple([_typed(kind, str) for kind in run.get("faults", [])]),
         )
     except KeyError as error:
         flaws.append(Flaw("complete", "run.json", f"it has no {error.args[0]}"))
@@ -140,6 +150,45 @@ def _typed(value: Any, kind: type[Parsed]) -> Parsed:
     if type(value) is not kind:
         raise TypeError(f"{value!r} is no {kind.__name__}")
     return value
+
+
+# outcomes.jsonl
+
+
+def _read_told(path: Path, flaws: list[Flaw]) -> list[Told]:
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except OSError as error:
+        flaws.append(_unreadable("outcomes", path.name, error))
+        return []
+    found: list[Told] = []
+    for number, line in enumerate(lines, 1):
+        if not line and number == len(lines):
+            break
+        try:
+            found.append(_parse_told(number, json.loads(line)))
+        except KeyError as error:
+            flaws.append(Flaw("outcomes", f"{path.name}:{number}", f"the line has no {error.args[0]}"))
+        except (ValueError, TypeError, RecursionError) as error:
+            flaws.append(Flaw("outcomes", f"{path.name}:{number}", f"the line cannot be read: {error}"))
+    return found
+
+
+def _parse_told(number: int, line: Any) -> Told:
+    client, id_, verb, file, outcome = [_typed(line[key], str) for key in ("client", "id", "verb", "file", "outcome")]
+    began_us = _typed(line["began_us"], int)
+    ended_us = None if line["ended_us"] is None else _typed(line["ended_us"], int)
+    match outcome:
+        case "ok":
+            if ended_us is None:
+                raise ValueError("it is ok, and has not ended")
+            seq, hash_ = _typed(line["seq"], int), _typed(line["hash"], str)
+            beside = _typed(line.get("beside", False), bool)
+            return Told(number, client, id_, verb, file, outcome, began_us, ended_us, seq, hash_, beside)
+        case "failed" | "unknown":
+            return Told(number, client, id_, verb, file, outcome, began_us, ended_us)
+        case _:
+            raise ValueError(f"the outcome {outcome!r} is unknown")
 
 
 # Logs
@@ -194,7 +243,18 @@ def _read_client(name: str, path: Path, stack: ExitStack, flaws: list[Flaw]) -> 
     journals, host = _read_journals(path / "journal", f"{name}/journal", flaws)
     snapshots = _open_snapshots(path, f"{name}/snapshots", stack, flaws)
     lines = _read_events(path, name, flaws)
-    return Client(name, lines, journals, _read_files(path / "files", f"{name}/files", flaws), snapshots, host)
+    files = _read_files(path / "files", f"{name}/files", flaws)
+    notes = _read_notes(path / "client.log")
+    refused, fenced = notes.count(b" refused a push of "), notes.count(b" refused our push to ")
+    return Client(name, lines, journals, files, snapshots, host, refused, fenced)
+
+
+def _read_notes(path: Path) -> bytes:
+    """Return the notes for people, which no property rests on."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def _read_files(root: Path, name: str, flaws: list[Flaw]) -> dict[str, bytes]:

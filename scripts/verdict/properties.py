@@ -1,4 +1,4 @@
-"""The eight properties of a good run. `judge` is the way in.
+"""The properties of a good run. `judge` is the way in.
 
 Each is a pure function from the facts to a short text of figures; one that does not hold raises Wrong, with
 the first offending line of which log.
@@ -14,13 +14,15 @@ from scripts.verdict.evidence import Asked, Evidence, PropertyName
 from scripts.verdict.facts import OPS, Facts, Tick, author_of, gather, place
 from scripts.verdict.finding import Finding, Wrong, counted
 from scripts.verdict.history import hash_chain, replay, snapshots
+from scripts.verdict.outcomes import outcomes
 from scripts.verdict.tokens import tokens
 
 
 def judge(evidence: Evidence) -> tuple[Finding, ...]:
-    """Judge every property, in the order in which they are shown."""
+    """Judge every property that the evidence tells of, in the order in which they are shown."""
     facts = gather(evidence)
-    return tuple([_judge_one(name, check, facts) for name, check in PROPERTIES.items()])
+    checks = {name: check for name, check in PROPERTIES.items() if name != "outcomes" or evidence.told is not None}
+    return tuple([_judge_one(name, check, facts) for name, check in checks.items()])
 
 
 def _judge_one(name: PropertyName, check: Callable[[Facts], str], facts: Facts) -> Finding:
@@ -55,7 +57,29 @@ def complete(facts: Facts) -> str:
     for op in facts.ops:
         if asked.files and op.file not in asked.files:
             raise Wrong(op.where, f"an op on {op.file}, which run.json does not name")
+    if asked.faults:
+        return _under_faults(facts, asked, len(done)) + undone
     return _as_asked(facts, asked, len(done)) + undone
+
+
+def _under_faults(facts: Facts, asked: Asked, done: int) -> str:
+    """The logs have more than was told: what failed late, or was cut off; so it is counted by what was told."""
+    figures = counted(done, "op")
+    if facts.evidence.told is not None and asked.ops:
+        done = sum(1 for told in facts.evidence.told if told.outcome != "failed" and not told.beside)
+        figures = f"{done} of {counted(asked.ops, 'op')}"
+    if asked.stopped:
+        return f"{figures}; stopped by the user"
+    if len(facts.logs) != asked.clients:
+        raise Wrong(
+            "run.json", f"{counted(asked.clients, 'client')} asked for, {len(facts.logs)} left a data directory"
+        )
+    if asked.ops and done != asked.ops:
+        raise Wrong("run.json", f"{figures} were done or are unknown")
+    if not asked.finished:
+        raise Wrong("run.json", f"the run has not finished; {figures} were done")
+    kinds = counted(len(asked.faults), "kind")
+    return f"{figures} by {counted(asked.clients, 'client')}, each once, under {kinds} of faults"
 
 
 def _as_asked(facts: Facts, asked: Asked, done: int) -> str:
@@ -138,6 +162,7 @@ def logs(facts: Facts) -> str:
 
 PROPERTIES: Final[dict[PropertyName, Callable[[Facts], str]]] = {
     "complete": complete,
+    "outcomes": outcomes,
     "tokens": tokens,
     "hash chain": hash_chain,
     "replay": replay,

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 
+from tests.sim.rules import RULES, seeds_until_caught
 from tests.sim.run import SimulationFailed, run_seed
 
 _PROGRESS_S = 5.0
@@ -16,7 +17,10 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, metavar="S", help="the first of them")
     parser.add_argument("--seed", type=int, metavar="S", help="run this seed alone")
     parser.add_argument("--calm", action="store_true", help="without faults")
+    parser.add_argument("--rules", action="store_true", help="leave out each safety rule: how many seeds notice?")
     options = parser.parse_args()
+    if options.rules:
+        return _leave_rules_out(options.seeds)
     if options.seed is not None:
         options.first, options.seeds = options.seed, 1
     began = shown = time.process_time()
@@ -34,6 +38,16 @@ def main() -> int:
             rate = done / (now - began)
             print(f"{done} seeds, {ops} ops, {steps} steps: all ✔, {rate:.0f} seeds/s", flush=True)
     return 0
+
+
+def _leave_rules_out(seeds: int) -> int:
+    missed = 0
+    for name in RULES:
+        caught = seeds_until_caught(name, seeds)
+        missed += caught is None
+        told = f"{caught[0]:6}  {name}: {caught[1][:100]}" if caught else f"  none  {name}: not in {seeds} seeds"
+        print(told, flush=True)
+    return 1 if missed else 0
 
 
 if __name__ == "__main__":

@@ -191,7 +191,7 @@ class Group:
         self.plan = plan
         self._random = random = Random(~plan.seed)
         self.schedule = Schedule()
-        self.network = Network(self.schedule, random, plan.delay_ns, plan.delay_ns_max)
+        self.network = Network(self.schedule, random, plan.delay_ns, plan.delay_ns_max, plan.usual)
         # Whose messages are held back for long knows lockd's clock that badly.
         self.watch = Watch(None if plan.faults else plan.delay_ns_max // 1000 + 1000)
         self.world = World(self.schedule, self.network, self)
@@ -257,6 +257,7 @@ class Group:
 
     def died(self, client: ClientProcess | None) -> None:
         if client is None:
+            self.watch.lockd_died()
             self._injector.lockd_died()
             return
         actor = self._by_name[client.name]
@@ -278,6 +279,9 @@ class Group:
 
     def persisted(self, client: ClientProcess, effect: Persist) -> None:
         self.watch.persisted(client, effect)
+
+    def met(self, client: ClientProcess, file: str, token: int) -> None:
+        self.watch.met(client, file, token)
 
     def finished(self, client: ClientProcess, effect: Finished) -> None:
         self._by_name[client.name].finished(effect)

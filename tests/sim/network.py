@@ -22,7 +22,7 @@ Link = tuple[str, bytes, bytes]
 Arrive = Callable[[Connection, bytes], None]
 
 _CALM_NS: Final = 1_000_000
-_LONG: Final = 0.97
+_USUAL: Final = 0.97
 """How many of the messages take no unusual time."""
 
 
@@ -44,12 +44,18 @@ class Carrier(Protocol):
 class Network:
     """Carries frames. What is sent along one connection arrives in its order; connections overtake each other."""
 
-    def __init__(self, schedule: Schedule, random: Random, delay_ns: int, delay_ns_max: int) -> None:
-        """Delay messages by `delay_ns` on average, in a wide spread that ends at `delay_ns_max`."""
+    def __init__(
+        self, schedule: Schedule, random: Random, delay_ns: int, delay_ns_max: int, usual: float = _USUAL
+    ) -> None:
+        """Delay messages by `delay_ns` on average, in a wide spread that ends at `delay_ns_max`.
+
+        Of those from replica to replica only so many as `usual` take no unusual time.
+        """
         self._schedule = schedule
         self._random = random.random
         self._delay_ns = delay_ns
         self._delay_ns_max = delay_ns_max
+        self._usual = usual
         self._newest_ns: dict[Connection, int] = {}
         self._broken: dict[Link, int] = {}
         self._closed: set[tuple[str, str]] = set()
@@ -70,10 +76,11 @@ class Network:
             return
         # The square of a uniform draw: mostly short, at times three times the average; few take very long.
         draw = self._random()
-        if draw < _LONG:
+        usual = self._usual if connection[0] == "replica" else _USUAL
+        if draw < usual:
             delay_ns = min(int(3 * draw * draw * self._delay_ns), self._delay_ns_max)
         else:
-            delay_ns = int((draw - _LONG) / (1 - _LONG) * self._delay_ns_max)
+            delay_ns = int((draw - usual) / (1 - usual) * self._delay_ns_max)
         arrival_ns = max(self._schedule.now_ns + delay_ns, self._newest_ns.get(connection, 0))
         self._newest_ns[connection] = arrival_ns
         self.in_flight += 1

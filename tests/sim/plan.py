@@ -77,6 +77,7 @@ class Plan:
     ttl_ns: int
     fetch_bytes_max: int
     faults: tuple[Fault, ...] = ()
+    usual: float = 0.97
 
 
 def draw_plan(seed: int, *, calm: bool = False) -> Plan:
@@ -120,7 +121,9 @@ def draw_plan(seed: int, *, calm: bool = False) -> Plan:
     clients = [replace(client, ops=tuple([replace(op, file="a.txt") for op in client.ops])) for client in clients]
     ttl_ns = 100 * _MS
     faults = draw_faults(random, count, ttl_ns)
-    return Plan(seed, ("a.txt",), tuple(clients), 10 * _MS, 4 * ttl_ns, ttl_ns, fetch_bytes_max, faults)
+    usual = random.choice((0.97, 0.8, 0.5))
+    delay_ns = random.choice((1 * _MS, 10 * _MS))
+    return Plan(seed, ("a.txt",), tuple(clients), delay_ns, 4 * ttl_ns, ttl_ns, fetch_bytes_max, faults, usual)
 
 
 def _draw_op(random: Random, files: tuple[str, ...], reads: int, think_ns: int) -> PlannedOp:

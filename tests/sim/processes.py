@@ -14,6 +14,7 @@ from client.effects import (
     Effect,
     Event,
     Finished,
+    Flush,
     FromDaemon,
     FromPeer,
     Joined,
@@ -37,8 +38,9 @@ from client.shared import Identity
 from common.clock import merge
 from common.eventlog import format_event, parse_event
 from common.grantlog import format_grant
-from common.messages import FromLockd, FromReplica, Goodbye, Hello, Member, ToLockd, ToReplica
-from common.records import Record
+from common.messages import FromLockd, FromReplica, Goodbye, Hello, Member, Push, ToLockd, ToReplica
+from common.records import EMPTY, Record, Version
+from common.tokens import token_epoch
 from common.wire import decode, encode
 from lockd import effects as lockd_effects
 from lockd.core import Lockd
@@ -81,6 +83,9 @@ class Observer(Protocol):
 
     def finished(self, client: "ClientProcess", effect: Finished) -> None:
         """An op has ended."""
+
+    def met(self, client: "ClientProcess", file: str, token: int) -> None:
+        """A replica has taken in a push, and did not refuse it."""
 
 
 @dataclass(slots=True)
@@ -284,9 +289,19 @@ class Directory:
     lines: list[str] = field(default_factory=list)
 
     @property
+    def epoch(self) -> int:
+        """The newest epoch of lockd that it has seen."""
+        return int(self.journal.meta.get("epoch", 0))
+
+    @property
     def host(self) -> str:
         """The component in vector clocks; "" before the first session."""
         return str(self.journal.meta.get("host", ""))
+
+    def head(self, file: str) -> Version:
+        """The newest version of a file, EMPTY of one that is not there."""
+        state = self.journal.states().get(file)
+        return state.head.version if state else EMPTY
 
     def start(self, incarnation: str) -> Client:
         """Start a core from what is here, as client/node.py does."""
@@ -424,12 +439,21 @@ class ClientProcess:
         world = self.world
         world.trace.append((world.schedule.now_ns, self.name, event))
         was_joined = self.joined
+        promised = None
+        if isinstance(event, FromPeer) and isinstance(event.message, Push):
+            promised = self.core.head_of(event.message.file).promised
         try:
             effects = self.core.handle(event, self.now_ns)
             while effects:
                 effects = self._do(effects)
         except Crashed:
             self.kill()
+        else:
+            if promised is not None and isinstance(event, FromPeer) and isinstance(event.message, Push):
+                push = event.message
+                epoch_known = token_epoch(push.token) <= self.directory.epoch
+                if push.token > promised and epoch_known and not self.directory.journal.failing:
+                    world.observer.met(self, push.file, push.token)
         if self.route in world.clients:  # nothing has ended it in the midst of this step
             self._set_alarm()
             if self.joined and not was_joined:
@@ -479,6 +503,8 @@ class ClientProcess:
                     except StorageError as error:
                         return self.core.handle(PersistFailed(ticket, str(error)), self.now_ns)
                     world.observer.persisted(self, effect)
+                    return self.core.handle(Persisted(ticket), self.now_ns)
+                case Flush(ticket):
                     return self.core.handle(Persisted(ticket), self.now_ns)
                 case ReadFile(op, file):
                     self.reads[op] = directory.journal.read(file)

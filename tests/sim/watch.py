@@ -15,7 +15,9 @@ class Watch:
     - grants come in the order of requests, but for learners, who wait until they are admitted;
     - what lockd says of an in-sync set is durable;
     - no replica ever goes back in what it promised or follows;
+    - no replica takes in anything under a smaller token than one it has met, even in an earlier life;
     - what was acknowledged is a prefix of every in-sync replica's history, live or not;
+    - where a file is clean and nobody may change it, its whole in-sync set is at that version;
     - network time is lockd's, but for the time a message may take.
     """
 
@@ -28,6 +30,8 @@ class Watch:
         self._changed: set[str] = set()
         self._in_sync: dict[str, tuple[str, ...]] = {}
         self._tokens: dict[tuple[str, str], tuple[int, int]] = {}
+        self._met: dict[tuple[str, str], int] = {}
+        self._clean: dict[str, Version | None] = {}
 
     def lockd_stepped(self, lockd: LockdProcess, effects: list[lockd_effects.Effect]) -> None:
         """Check tokens, holds, turns and in-sync sets."""
@@ -41,6 +45,11 @@ class Watch:
                 raise Broken(f"{lock.name} is held exclusively, and not alone: {lock.holds}")
             assert lock.file is not None
             self._check_turns(lockd, lock, lock.file.in_sync)
+            at_rest = not any(hold.mode == "exclusive" for hold in lock.holds.values())
+            clean = lock.file.clean if at_rest else None
+            if clean != self._clean.get(lock.name):
+                self._clean[lock.name] = clean
+                self._changed.add(lock.name)
             if lock.file.in_sync != lockd.disk.in_sync[lock.name]:
                 raise Broken(f"the in-sync set of {lock.name} is not durable")
             if lock.file.in_sync != self._in_sync.get(lock.name):
@@ -74,8 +83,20 @@ class Watch:
                 f"{client.name} goes from promised {format_token(promised)}, follows {format_token(follows)} "
                 f"to {format_token(effect.promised)}, {format_token(effect.follows)} in {effect.file}"
             )
+        if effect.follows != follows and effect.follows < self._met.get(key, 0):
+            met = format_token(self._met[key])
+            raise Broken(f"{client.name} follows {format_token(effect.follows)} in {effect.file}, but has met {met}")
         self._tokens[key] = effect.promised, effect.follows
         self._changed.add(effect.file)
+
+    def met(self, client: ClientProcess, file: str, token: int) -> None:
+        """Note that a replica has taken a push to heart."""
+        key = client.directory.replica, file
+        self._met[key] = max(token, self._met.get(key, 0))
+
+    def lockd_died(self) -> None:
+        """Forget what lockd thought: the grants that it made last may be on their way."""
+        self._clean.clear()
 
     def acknowledge(self, file: str, version: Version) -> None:
         """Note that a user was told of this version: nothing before it may ever be lost."""
@@ -89,11 +110,15 @@ class Watch:
     def check(self) -> None:
         """Check that what was acknowledged is in all in-sync replicas; the hash stands for all before it."""
         for file in self._changed:
-            version = self.acknowledged.get(file)
-            if version is None:
-                continue
+            version, clean = self.acknowledged.get(file), self._clean.get(file)
             for directory in self.directories:
-                if directory.replica in self._in_sync[file]:
+                if directory.replica not in self._in_sync.get(file, ()):
+                    continue
+                if clean is not None and directory.head(file) != clean:
+                    raise Broken(
+                        f"{file} is clean at {clean}, but {directory.name}, in sync, is at {directory.head(file)}"
+                    )
+                if version is not None:
                     held = directory.journal.version_at(file, version.seq)
                     if held is None or held.hash != version.hash:
                         raise Broken(
