@@ -73,7 +73,7 @@ from lockd.effects import (
 )
 from lockd.locks import FileState, Hold, Lock, Waiter, new_file
 
-_RECONNECT_NS: Final = 30_000_000
+_RECONNECT_NS: Final = 25_000_000
 """A client whose connection is down has so long to come back; one that lives needs half of it on one machine."""
 _STALL_NS: Final = 200_000_000
 """A timer that fires so late tells that lockd itself was stalled, not its clients."""

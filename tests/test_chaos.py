@@ -1,5 +1,6 @@
 """scripts/chaos: which faults come, the proxy and the disks that bring them about, and small runs to their verdict."""
 
+import contextlib
 import itertools
 import json
 import os
@@ -94,14 +95,19 @@ class Echo:
         self.proxy.lead_to(f"tcp://{host}:{port}")
 
     def _serve(self) -> None:
-        connections: list[socket.socket] = []
+        served: list[tuple[socket.socket, threading.Thread]] = []
         while True:
             connection, _ = self._server.accept()
-            connections.append(connection)
             if connection.recv(1) == b"!":
                 break
-            threading.Thread(target=self._echo, args=(connection,), daemon=True).start()
-        for connection in connections:
+            thread = threading.Thread(target=self._echo, args=(connection,))
+            thread.start()
+            served.append((connection, thread))
+        connection.close()
+        for connection, thread in served:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            thread.join()
             connection.close()
 
     def _echo(self, connection: socket.socket) -> None:

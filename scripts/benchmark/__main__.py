@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from common.errors import CommandError
-from scripts.benchmark import growth, limits, locks, ops, startup
+from scripts.benchmark import growth, limits, locks, ops, recovery, startup
 from scripts.benchmark.figures import Row
 from scripts.benchmark.processes import NotMeasured
 from scripts.benchmark.sampling import FULL, QUICK, Effort
@@ -26,9 +26,10 @@ MEASUREMENTS: Final[dict[str, Callable[[Effort], list[Row]]]] = {
     "disk": growth.measure_disk,
     "wire": growth.measure_wire,
     "startup": startup.measure,
+    "recovery": recovery.measure_recovery,
 }
 
-_TIME_S: Final = {False: 290, True: 58}
+_TIME_S: Final = {False: 360, True: 65}
 """After so many seconds what is left is given up; by quick or not."""
 
 

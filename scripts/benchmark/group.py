@@ -18,15 +18,22 @@ _WAIT_NS = 10_000_000_000
 class Group:
     """lockd on a free port of the loopback, and whoever joins it."""
 
-    def __init__(self, place: Stage) -> None:
-        """Start lockd; its leases outlast every pause of the benchmark."""
+    def __init__(self, place: Stage, ttl: str = "60s") -> None:
+        """Start lockd; its leases outlast every pause of the benchmark, where no other `ttl` is wanted."""
         self._place = place
-        self.lockd = place.python(
-            "lockd",
-            *("lockd", "--bind", "tcp://127.0.0.1:*", "--ttl", "60s"),
-            *("--data", str(place.directory / "lockd")),
-        )
+        self._ttl = ttl
+        self._start("tcp://127.0.0.1:*")
+
+    def _start(self, bind: str) -> None:
+        options = ("--bind", bind, "--ttl", self._ttl, "--data", str(self.data("lockd")))
+        self.lockd = self._place.python("lockd", "lockd", *options)
         self.endpoint = self.lockd.line("ready").split()[1]
+
+    def restart(self) -> None:
+        """Kill lockd, and start it again at once."""
+        self.lockd.process.kill()
+        self.lockd.process.wait()
+        self._start(self.endpoint)
 
     def data(self, name: str) -> Path:
         """Return a client's data directory."""
@@ -34,7 +41,7 @@ class Group:
 
     def serve(self, count: int, durability: Durability) -> list[Child]:
         """Start `count` replicas and wait until they are ready."""
-        served = [self._client(f"replica-{number}", durability, "serve") for number in range(count)]
+        served = [self.client(f"replica-{number}", durability, "serve") for number in range(count)]
         for child in served:
             child.line("ready")
         return served
@@ -46,12 +53,13 @@ class Group:
         options = ["--ops", str(ops), "--delay", "0..0", "--group", str(count), "--stay", "--lines", str(lines)]
         for file in files:
             options += ["--file", file]
-        started = [self._client(f"client-{number}", durability, "run", *options) for number in range(count)]
+        started = [self.client(f"client-{number}", durability, "run", *options) for number in range(count)]
         for child in started:
             child.line("done")
         return started
 
-    def _client(self, name: str, durability: Durability, command: str, *options: str) -> Child:
+    def client(self, name: str, durability: Durability, command: str, *options: str) -> Child:
+        """Start a client command on its own data directory."""
         return self._place.python(
             name,
             *("client", command, "--lockd", self.endpoint, "--data", str(self.data(name))),
@@ -81,6 +89,18 @@ class Worker:
     def read(self, file: str = FILE) -> None:
         """Read a file, and keep the end of what it holds."""
         self._do("read", file, "")
+
+    def begin(self) -> list[Result]:
+        """Begin to append a text, and return where its result will be; `serve` lets it go on."""
+        ended: list[Result] = []
+        self._node.submit("write", FILE, ended.append, text=TEXT, wait_ns=_WAIT_NS)
+        return ended
+
+    def serve(self, duration_s: float) -> None:
+        """Do what there is to do, for so long."""
+        end_ns = self._node.now_ns() + int(duration_s * 1e9)
+        while self._node.now_ns() < end_ns:
+            self._node.step(end_ns)
 
     def _do(self, verb: OpVerb, file: str, text: str) -> None:
         ended: list[Result] = []

@@ -32,10 +32,14 @@ class Effort:
     """The first is what the others are compared with."""
     starts: int
     """Runs of each command."""
+    failures: int
+    """How often each process fails."""
+    missed_ops: int
+    """What a replica has to catch up with."""
 
 
-FULL = Effort(20, 150, 20.0, 3.0, (2, 8, 32), 1500, (1, 4), 20_000, (1 << 10, 10 << 20, 100 << 20), 21)
-QUICK = Effort(5, 30, 2.0, 0.5, (2, 8), 200, (1,), 600, (1 << 10, 1 << 20), 5)
+FULL = Effort(20, 150, 20.0, 3.0, (2, 8, 32), 1500, (1, 4), 20_000, (1 << 10, 10 << 20, 100 << 20), 21, 9, 10_000)
+QUICK = Effort(5, 30, 2.0, 0.5, (2, 8), 200, (1,), 600, (1 << 10, 1 << 20), 5, 1, 500)
 
 
 def timed(act: Act) -> float:
