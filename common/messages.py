@@ -50,11 +50,22 @@ class Member(Part, frozen=True):
     incarnation: str
 
 
+class Held(Part, frozen=True):
+    """A lock without a file that a client holds, and has not begun to give back."""
+
+    lock: str
+    token: Number
+    mode: Mode
+
+
 # Client to lockd
 
 
 class Hello(Message, frozen=True, tag=1):
-    """Open a session. `group`, `epoch` and `highest_token` are what the client has last seen; "" and 0 at first."""
+    """Open a session. `group`, `epoch` and `highest_token` are what the client has last seen; "" and 0 at first.
+
+    `held` are its locks without a file: after a restart of lockd they are taken over, see Grant.
+    """
 
     request: Number
     name: str
@@ -63,6 +74,7 @@ class Hello(Message, frozen=True, tag=1):
     group: str
     epoch: Number
     highest_token: Number
+    held: tuple[Held, ...] = ()
 
 
 class Goodbye(Message, frozen=True, tag=2):
@@ -199,7 +211,8 @@ class Grant(Message, frozen=True, tag=35):
     """The lock is held under `token`. The mode is exclusive, even where shared was asked, if `clean` is None.
 
     `clean` is the version that every in-sync replica holds; without one the holder settles first.
-    `in_sync` and `learners` are replica ids. A lock without a file has EMPTY and nobody.
+    `in_sync` and `learners` are replica ids. A lock without a file has EMPTY and nobody. With request 0 it tells
+    that a lock without a file, held under `token` before lockd started anew, is still held.
     """
 
     epoch: Number

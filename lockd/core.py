@@ -18,6 +18,7 @@ It must never wait, and never trust a message further than its session and token
 import hashlib
 import heapq
 from collections import OrderedDict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Final, assert_never
 
@@ -115,7 +116,8 @@ class Lockd:
         self._timers: list[tuple[int, int, int]] = []
         self._out: list[Effect] = []
         self._expected = dict(durable.sessions)
-        self._voided = tuple(durable.holds)
+        self._before = {line.token: line for line in durable.holds}
+        self._claims: dict[str, dict[int, tuple[int, Mode]]] = {}
         self._rebuild = durable.rebuild
         self._survivors: dict[str, tuple[bytes, Hello]] = {}
         self._early: dict[tuple[int, int], tuple[Acquire, int]] = {}
@@ -127,14 +129,13 @@ class Lockd:
     # Entry points
 
     def begin(self, now_ns: int) -> list[Effect]:
-        """Void what the last lockd had granted, and wait for its sessions: until all are back, a ttl at the most."""
+        """Void the locks on files that the last lockd had granted; wait for its sessions, a ttl at the most.
+
+        Those without a file are for their holders to claim meanwhile.
+        """
         self._out = []
-        for line in self._voided:
-            held_ms = f"{max(0, now_ns // 1000 - line.time_us) / 1e3:.3f}"
-            more = (("held_ms", held_ms),)
-            self._out.append(
-                LogGrant(GrantLine(now_ns // 1000, "expiry", line.lock, line.mode, line.token, line.client, more))
-            )
+        files = [token for token, line in self._before.items() if line.lock in self.locks or not self._expected]
+        self._void(files, now_ns)
         if self._expected:
             heapq.heappush(self._timers, (now_ns + self.ttl_ns, 0, 0))
             names = ", ".join(sorted(session.name for session in self._expected.values()))
@@ -344,6 +345,8 @@ class Lockd:
         if member and replica:
             self._tell_view(session)
             self._take_heads(member.replica, replica, now_ns)
+        if self._expected:
+            self._claim(session, hello)
         back = [
             number
             for number, expected in self._expected.items()
@@ -360,12 +363,49 @@ class Lockd:
         self._persist(*[SessionEnded(number) for number in sorted(numbers)])
         if self._expected:
             return
+        self._settle_claims(now_ns)
         early, self._early = self._early, {}
         for (number, _), (acquire, since_ns) in early.items():
             if (session := self.sessions.get(number)) is not None:
                 self._acquire(session, acquire, since_ns, now_ns)
         for lock in list(self.locks.values()):
             self._advance(lock, now_ns)
+
+    def _void(self, tokens: Iterable[int], now_ns: int) -> None:
+        """Log the end of holds that the last lockd had granted."""
+        for token in tokens:
+            line = self._before.pop(token)
+            more = (("held_ms", f"{max(0, now_ns // 1000 - line.time_us) / 1e3:.3f}"),)
+            self._out.append(
+                LogGrant(GrantLine(now_ns // 1000, "expiry", line.lock, line.mode, token, line.client, more))
+            )
+
+    def _claim(self, session: Session, hello: Hello) -> None:
+        """Take in which locks without a file a session of the last lockd still holds."""
+        for held in hello.held:
+            lock = self.locks.get(held.lock)
+            if lock is None and token_epoch(held.token) < self.epoch and not lock_name_problem(held.lock):
+                self._claims.setdefault(held.lock, {})[held.token] = session.id, held.mode
+
+    def _settle_claims(self, now_ns: int) -> None:
+        """Take over, of each lock without a file, the hold under the largest token, and what may go with it."""
+        for name, claims in self._claims.items():
+            live = {token: claim for token, claim in claims.items() if claim[0] in self.sessions}
+            if not live:
+                continue
+            lock = self.locks[name] = Lock(name, "plain")
+            for token in sorted(live, reverse=True):
+                number, mode = live[token]
+                if not lock.admits(mode):
+                    continue
+                session = self.sessions[number]
+                line = self._before.pop(token, None)
+                since_ns = line.time_us * 1000 if line else now_ns
+                lock.holds[token] = Hold(number, 0, token, mode, mode, EMPTY, since_ns)
+                session.holds[token] = name
+                self._send(session.route, Grant(self.epoch, 0, name, token, mode, {}, EMPTY, (), (), now_ns // 1000))
+        self._claims.clear()
+        self._void(list(self._before), now_ns)
 
     def _reconnected(self, session: Session, now_ns: int) -> None:
         session.connected = True

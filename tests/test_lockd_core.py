@@ -22,6 +22,7 @@ from common.messages import (
     Goodbye,
     Grant,
     Head,
+    Held,
     Hello,
     InSync,
     Kind,
@@ -154,12 +155,15 @@ class Guest:
         highest_token: int = 0,
         plain: bool = False,
         own_host: str = "",
+        held: tuple[Held, ...] = (),
     ) -> None:
         self.requests += 1
         part = ReplicaHello(replica or self.replica, start_count, "tcp://127.0.0.1:1", heads or {}, "disk", own_host)
         self.desk.send(
             self.route,
-            Hello(self.requests, self.name, self.incarnation, None if plain else part, group, epoch, highest_token),
+            Hello(
+                self.requests, self.name, self.incarnation, None if plain else part, group, epoch, highest_token, held
+            ),
         )
 
     def welcome(self) -> Welcome:
@@ -1076,3 +1080,50 @@ def test_a_lost_state_is_rebuilt_from_the_replicas() -> None:
     assert [guest.welcome().host for guest in (a, b, c)] == ["a", "b", "c#2"]
     assert {learn.file for learn in a.all(Learn)} == {"f"}
     assert (b.granted("f").clean, desk.core.epoch) == (None, 7)
+
+
+# Locks without a file over a restart
+
+
+def plainly(counter: int, lock: str, mode: Mode, client: str) -> GrantLine:
+    return GrantLine(999 * 1_000_000, "grant", lock, mode, make_token(1, counter), client, ())
+
+
+def test_locks_without_a_file_are_taken_over_by_those_who_held_them() -> None:
+    lines = [plainly(1, "door", "exclusive", "a"), plainly(2, "gate", "shared", "a"), plainly(3, "gate", "shared", "b")]
+    lines.append(plainly(4, "hatch", "exclusive", "c"))
+    desk = restarted("a", "b", "c", holds=tuple(lines))
+    held = [Held(line.lock, line.token, line.mode) for line in lines]  # type: ignore[arg-type]
+    a, b = desk.join("a", held=(held[0], held[1])), desk.join("b", held=(held[2],))
+    d = desk.join("d", plain=True)
+    d.acquire("door", kind="plain")
+    d.acquire("hatch", kind="plain")
+    assert not d.all(Grant) and not desk.lines()
+    desk.pass_time(TTL_NS - 1)
+    for guest in (a, b, d):
+        guest.say(Ping, 90)
+    desk.pass_time(1)
+    assert [(grant.request, grant.lock, grant.token) for grant in a.all(Grant)] == [
+        (0, "door", held[0].token),
+        (0, "gate", held[1].token),
+    ]
+    assert b.got(Grant).token == held[2].token
+    assert d.got(Grant).lock == "hatch"
+    assert [(line.event, line.lock) for line in desk.lines()] == [("expiry", "hatch"), ("grant", "hatch")]
+    a.say(Release, 91, "door", held[0].token, EMPTY, {}, False, (), True)
+    assert a.got(Released).current
+    assert d.got(Grant).lock == "door"
+
+
+def test_of_two_who_claim_a_lock_without_a_file_the_larger_token_has_it() -> None:
+    desk = restarted("a", "b")
+    older, newer = Held("door", make_token(1, 1), "exclusive"), Held("door", make_token(1, 2), "exclusive")
+    shared = Held("gate", make_token(1, 3), "shared")
+    a = desk.join("a", held=(newer, Held("gate", make_token(1, 4), "exclusive"), Held("f", make_token(1, 9), "shared")))
+    b = desk.join(
+        "b", held=(older, shared, Held("", make_token(1, 5), "shared"), Held("x", make_token(2, 5), "shared"))
+    )
+    assert {grant.lock for grant in a.all(Grant)} == {"door", "gate"}
+    assert not b.all(Grant)
+    late = desk.join("late", held=(Held("window", make_token(1, 7), "exclusive"),))
+    assert not late.all(Grant) and "window" not in desk.core.locks
