@@ -30,6 +30,7 @@ from client.effects import (
     Leave,
     LockdConnected,
     LockdDisconnected,
+    LogWritable,
     Note,
     PeerAnswer,
     Persisted,
@@ -179,6 +180,8 @@ class Client:
                 self._connected()
             case LockdDisconnected():
                 shared.connected = False
+            case LogWritable():
+                shared.log_full = ""
             case Leave(unsure):
                 self._leave(unsure)
             case _:

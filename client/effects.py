@@ -226,6 +226,10 @@ class LockdDisconnected(Value, frozen=True):
     """The connection with lockd is down."""
 
 
+class LogWritable(Value, frozen=True):
+    """The event log has room again, and every line that waited for it is there."""
+
+
 class Leave(Value, frozen=True):
     """End the session in good order: ops in flight end first, as `failed` or `unknown`.
 
@@ -248,6 +252,7 @@ Event = (
     | PersistFailed
     | LockdConnected
     | LockdDisconnected
+    | LogWritable
     | Leave
     | Timer
 )

@@ -266,6 +266,9 @@ class Holder:
         if promised > op.token:
             self._fail(op, f"this replica has promised the newer token {format_token(promised)}")
             return
+        if self._shared.log_full:
+            self._fail(op, self._shared.log_full)
+            return
         match op.submit.verb:
             case "read":
                 if op.file in self._shared.files:

@@ -29,6 +29,7 @@ from client.effects import (
     LockdConnected,
     LockdDisconnected,
     Log,
+    LogWritable,
     Note,
     OpVerb,
     PeerAnswer,
@@ -96,6 +97,7 @@ class Node:
         self._last: tuple[object, bytes] = (None, b"")
         self._unwritten: deque[str] = deque()
         self._refusal = ""
+        self._log_full = False
         self._unsure = False
         self.stall_ns = 0
         """How long to stand still before an op is pushed, in nanoseconds: a fault on demand."""
@@ -251,6 +253,10 @@ class Node:
             self._desk.serve(dict(ready))
         if due:
             self._feed(Timer())
+        if self._log_full and self._write_lines():
+            self._log_full = False
+            self._diagnostics.note("the event log has room again")
+            self._feed(LogWritable())
         if self._join_refused:
             raise refused(f"lockd refused {self._identity.name}: {self._join_refused}")
 
@@ -335,7 +341,7 @@ class Node:
                     return self._persist(effect, effect.ticket)
                 case Flush(ticket):
                     if self._unwritten and not self._write_lines():
-                        return self._core.handle(PersistFailed(ticket, self._refusal, False), self.now_ns())
+                        return self._unlogged(ticket)
                     return self._core.handle(Persisted(ticket), self.now_ns())
                 case ReadFile(op, file):
                     self._read(op, file)
@@ -395,9 +401,13 @@ class Node:
         self._refusal = ""
         return True
 
+    def _unlogged(self, ticket: int) -> list[Effect]:
+        self._log_full = True
+        return self._core.handle(PersistFailed(ticket, self._refusal, False), self.now_ns())
+
     def _persist(self, effect: Persist, ticket: int) -> list[Effect]:
         if self._unwritten and not self._write_lines():
-            return self._core.handle(PersistFailed(ticket, self._refusal, False), self.now_ns())
+            return self._unlogged(ticket)
         try:
             self._journal.write(effect)
         except StorageError as error:

@@ -245,6 +245,8 @@ class Follower:
         if not new and keep == state.head.version.seq and token == state.head.follows and file in shared.files:
             taken()
             return
+        if shared.log_full:
+            return  # whoever waits for our ack will do without us
         if not self._fits(file, keep, new):
             shared.emit(Note(f"dropped ops of {shared.host_of(source)}: one begins behind the end of {file}"))
             return

@@ -45,6 +45,7 @@ class Shared:
     last_time_us: int
     members: Mapping[str, Member] = field(default_factory=dict)
     hosts: dict[str, str] = field(default_factory=dict)
+    log_full: str = ""
     session: int = 0
     now_ns: int = 0
     offset_ns: int = 0
@@ -173,4 +174,6 @@ class Shared:
     def persist_failed(self, ticket: int, reason: str, logged: bool) -> None:
         """Take in that a Persist or Flush did not happen."""
         _, _, _, failed = self._pending.pop(ticket)
+        if not logged:
+            self.log_full = reason  # nothing that has to be logged is begun until the driver says that there is room
         failed(reason, logged)

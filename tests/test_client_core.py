@@ -22,6 +22,7 @@ from client.effects import (
     LockdConnected,
     LockdDisconnected,
     Log,
+    LogWritable,
     Note,
     OpVerb,
     PeerAnswer,
@@ -681,6 +682,18 @@ def test_an_op_that_finds_no_room_in_the_event_log_fails_and_its_id_is_told_to_n
     assert not seat.all(Push)
     release = seat.one(Release)
     assert (release.clock, release.changed) == ({}, False)
+    seat.forget()
+    # Until there is room nothing is even tried: no clock ticks, and no line waits.
+    records, versions = history("b\n", counter=3)
+    seat.push(3, EMPTY, records)
+    seat.submit("write", "two")
+    seat.grant(4, "b")
+    assert seat.one(Finished).reason == "no room for the log"
+    assert not seat.lines() and not seat.all(Ack)
+    seat.log_full = False
+    seat.feed(LogWritable())
+    seat.push(5, EMPTY, records)
+    assert seat.one(Ack).seq == versions[1].seq
 
 
 def test_where_nobody_knows_whether_the_journal_has_it_an_op_ends_unknown(seat: Seat) -> None:
