@@ -57,6 +57,12 @@ Durability = Annotated[
         help="disk: acknowledged is on disk; memory: in the system's cache.",
     ),
 ]
+Retry = Annotated[
+    list[str],
+    typer.Option(
+        "--retry", metavar="ID", help="An earlier try that ended unknown: do nothing if it happened. Repeats."
+    ),
+]
 Wait = Annotated[str, typer.Option("--wait", metavar="TIME", help="How long an op waits for its lock.")]
 File = Annotated[str, typer.Argument(metavar="FILE", show_default=False)]
 Text = Annotated[str, typer.Argument(metavar="TEXT", show_default=False)]
@@ -151,13 +157,14 @@ def write(
     file: File,
     text: Text,
     wait: Wait = "10s",
+    retry: Retry = [],  # noqa: B006  (typer reads it, nobody writes it)
     data: Data = None,
     name: Name = None,
     lockd: LockdAt = None,
     durability: Durability = "disk",
 ) -> None:
     """Append TEXT and a newline to FILE."""
-    _tell_change(file, _one_shot("write", file, text, 0, wait, _settings(data, name, lockd, durability)))
+    _tell_change(file, _one_shot("write", file, text, 0, wait, _settings(data, name, lockd, durability), retry))
 
 
 @app.command()
@@ -165,19 +172,21 @@ def update(
     file: File,
     text: Text,
     wait: Wait = "10s",
+    retry: Retry = [],  # noqa: B006  (typer reads it, nobody writes it)
     data: Data = None,
     name: Name = None,
     lockd: LockdAt = None,
     durability: Durability = "disk",
 ) -> None:
     """Put ` --- TEXT` at the end of FILE's last line; an empty file stays empty."""
-    _tell_change(file, _one_shot("update", file, text, 0, wait, _settings(data, name, lockd, durability)))
+    _tell_change(file, _one_shot("update", file, text, 0, wait, _settings(data, name, lockd, durability), retry))
 
 
 @app.command()
 def restore(
     file_at_seq: AtSeq,
     wait: Wait = "10s",
+    retry: Retry = [],  # noqa: B006  (typer reads it, nobody writes it)
     data: Data = None,
     name: Name = None,
     lockd: LockdAt = None,
@@ -185,7 +194,7 @@ def restore(
 ) -> None:
     """Bring FILE back to its version SEQ, as a new version, under the lock."""
     file, seq = _file_at_seq(file_at_seq)
-    _tell_change(file, _one_shot("restore", file, "", seq, wait, _settings(data, name, lockd, durability)))
+    _tell_change(file, _one_shot("restore", file, "", seq, wait, _settings(data, name, lockd, durability), retry))
 
 
 @app.command()
@@ -244,7 +253,9 @@ def main() -> None:
     run_command("client", app)
 
 
-def _one_shot(verb: str, file: str, text: str, of: int, wait: str, settings: "Settings") -> "Report":
+def _one_shot(
+    verb: str, file: str, text: str, of: int, wait: str, settings: "Settings", retry: Iterable[str] = ()
+) -> "Report":
     """Have an op done by the client that is up on the directory, or by ourselves; return it if it is ok."""
     from client.control import Order, ask
     from client.directory import PATIENCE_S, connect, take
@@ -255,7 +266,12 @@ def _one_shot(verb: str, file: str, text: str, of: int, wait: str, settings: "Se
 
         if problem := text_problem(text):
             raise wrong_use(problem)
-    order = Order(verb, file, text, of, _duration("--wait", wait) // 1_000_000)
+    for id_ in retry:
+        from common.names import is_op_id
+
+        if not is_op_id(id_):
+            raise wrong_use(f"--retry {id_}: an op's id reads like anna:7")
+    order = Order(verb, file, text, of, _duration("--wait", wait) // 1_000_000, tuple(retry))
     deadline = time.monotonic() + PATIENCE_S
     while True:
         connection = connect(settings.data)
@@ -285,7 +301,8 @@ def _judge(order: "Order", report: "Report | None", settings: "Settings") -> "Re
     if report.outcome == "unknown":
         raise CommandError(
             EXIT_UNKNOWN,
-            f"{order.verb} {order.file} ({report.id}) ended unknown, it may have happened: {report.reason}",
+            f"{order.verb} {order.file} ({report.id}) ended unknown, it may have happened: {report.reason}; "
+            f"again with --retry {report.id} it is done once",
         )
     return report
 

@@ -8,19 +8,25 @@ import socket
 from dataclasses import asdict, dataclass
 from typing import Final
 
+from common.names import is_op_id
+
 VERSION: Final = 1
 LINE_BYTES_MAX: Final = 8 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """An op to do. `text` belongs to write and update, `of` to restore; it waits `wait_ms` for the lock."""
+    """An op to do. `text` belongs to write and update, `of` to restore; it waits `wait_ms` for the lock.
+
+    `retry` are the ids of its earlier tries.
+    """
 
     verb: str
     file: str
     text: str
     of: int
     wait_ms: int
+    retry: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +52,7 @@ def decode_order(line: bytes) -> Order:
         values = json.loads(line)
         if values.pop("version") != VERSION:
             raise ValueError(f"the order speaks another version than {VERSION}; use the same Lockstep")
-        order = Order(**values)
+        order = Order(**{**values, "retry": tuple(values["retry"])})
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError("the order is malformed") from error
     texts = (order.verb, order.file, order.text)
@@ -54,6 +60,8 @@ def decode_order(line: bytes) -> Order:
         raise ValueError("the order is malformed")
     if not 0 <= order.of < 1 << 40 or (order.of and order.verb != "restore"):
         raise ValueError("the order's version is malformed")
+    if not all(type(id_) is str and is_op_id(id_) for id_ in order.retry):
+        raise ValueError("the order's earlier tries are malformed")
     return order
 
 

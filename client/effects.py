@@ -171,7 +171,10 @@ Effect = (
 
 
 class Submit(Value, frozen=True):
-    """Do an op. `text` for a write or update, `of` for a restore; it waits for the lock for `wait_ns` at most."""
+    """Do an op. `text` for a write or update, `of` for a restore; it waits for the lock for `wait_ns` at most.
+
+    `retry` are the ids of earlier tries that ended unknown: where one of them happened, nothing is done again.
+    """
 
     op: int
     verb: OpVerb
@@ -179,6 +182,7 @@ class Submit(Value, frozen=True):
     text: str
     of: int
     wait_ns: int
+    retry: tuple[str, ...] = ()
 
 
 class FromDaemon(Value, frozen=True):

@@ -319,6 +319,12 @@ class Holder:
         assert submit is not None and submit.verb != "read"
         state = shared.state(op.file)
         head = state.head.version
+        if submit.retry and (first := self._first_try(op.file, submit.retry)) is not None:
+            # Under the lock of a file that is clean, or settled, nothing older than its token can come any more.
+            self._release(op, changed=False)
+            op.id, op.version = first
+            self._finish(op, "ok", "")
+            return
         if submit.verb == "restore":
             if not 0 <= submit.of <= head.seq:
                 self._fail(op, f"{op.file} has versions 0 to {head.seq}, not {submit.of}")
@@ -360,6 +366,23 @@ class Holder:
             self._fail(op, reason)
 
         shared.persist(op.file, head.seq, (record,), (version,), (op.token, op.token), then, failed)
+
+    def _first_try(self, file: str, ids: tuple[str, ...]) -> tuple[str, Version] | None:
+        """Return which of these ops is in the file's history, and the version it made; None if none is."""
+        history = self._shared.history
+        oldest = {id_.rpartition(":")[0]: int(id_.rpartition(":")[2]) for id_ in sorted(ids, key=_number, reverse=True)}
+        for seq in range(self._shared.state(file).head.version.seq, 0, -1):
+            record = history.record_at(file, seq)
+            host = record.id.rpartition(":")[0]
+            if record.id in ids:
+                version = history.version_at(file, seq)
+                assert version is not None
+                return record.id, version
+            if _number(record.id) < oldest.get(host, 0):
+                del oldest[host]  # an author's ops stand in their order: further back none of these can be
+                if not oldest:
+                    return None
+        return None
 
     def _new_id(self) -> str:
         """Return an op's id, in the moment in which it is logged: so the log tells which ids were given out."""
@@ -467,6 +490,10 @@ class Holder:
     def _forget(self, op: Op) -> None:
         self._ops = [other for other in self._ops if other is not op]
         self._by_request = {request: other for request, other in self._by_request.items() if other is not op}
+
+
+def _number(id_: str) -> int:
+    return int(id_.rpartition(":")[2])
 
 
 def _facts(op: Op, version: Version) -> str:

@@ -221,11 +221,12 @@ class Node:
         of: int = 0,
         wait_ns: int,
         tail_bytes: int | None = None,
+        retry: tuple[str, ...] = (),
     ) -> None:
         """Begin an op and call `done` at its end; a read keeps its last `tail_bytes`, or all."""
         self._submitted += 1
         self._wanted[self._submitted] = _Wanted(done, tail_bytes)
-        self._feed(Submit(self._submitted, verb, file, text, of, wait_ns))
+        self._feed(Submit(self._submitted, verb, file, text, of, wait_ns, retry))
 
     def step(self, until_ns: int | None = None) -> None:
         """Wait for something to do, until `until_ns` at most, and do it. Raises CommandError."""

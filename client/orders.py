@@ -31,6 +31,7 @@ class SubmitOp(Protocol):
         text: str = "",
         of: int = 0,
         wait_ns: int,
+        retry: tuple[str, ...] = (),
     ) -> None:
         """Begin an op and call `done` at its end."""
 
@@ -119,7 +120,9 @@ class OrderDesk:
             self._answer(caller, Report("failed", "", 0, "", str(error), b""))
             return
         wait_ms = min(max(0, order.wait_ms), WAIT_MS_MAX)
-        self._submit(verb, order.file, done, text=order.text, of=order.of, wait_ns=wait_ms * 1_000_000)
+        self._submit(
+            verb, order.file, done, text=order.text, of=order.of, wait_ns=wait_ms * 1_000_000, retry=order.retry
+        )
 
     def _answer(self, caller: _Caller, report: Report) -> None:
         if caller.connection.fileno() < 0:

@@ -80,6 +80,7 @@ def one_shot(settings: Settings, order: Order, lock: DirectoryLock) -> Report:
             ended.append,
             text=order.text,
             of=order.of,
+            retry=order.retry,
             wait_ns=order.wait_ms * 1_000_000,
         )
         while not ended and signals.caught is None:

@@ -112,6 +112,7 @@ class Lockd:
         self._last_session = durable.last_session
         self._replicas = dict(durable.replicas)
         self._by_name: dict[str, Session] = {}
+        self._by_route: dict[bytes, Session] = {}
         self._by_replica: dict[str, Session] = {}
         self._timers: list[tuple[int, int, int]] = []
         self._out: list[Effect] = []
@@ -153,7 +154,7 @@ class Lockd:
             self._hello(route, message, now_ns)
             return self._out
         if isinstance(message, Goodbye) and message.session == 0:
-            for leaving in [session for session in self.sessions.values() if session.route == route]:
+            if (leaving := self._by_route.get(route)) is not None:
                 self._end(leaving, "it said goodbye", now_ns)
             return self._out
         if message.epoch != self.epoch:
@@ -198,7 +199,8 @@ class Lockd:
         holder keeps its whole lease.
         """
         self._out = []
-        for session in [session for session in self.sessions.values() if session.route == route]:
+        session = self._by_route.get(route)
+        if session is not None:
             session.connected = False
             if all(self.locks[name].file for name in session.holds.values()):
                 session.deadline_ns = min(session.deadline_ns, now_ns + _RECONNECT_NS)
@@ -297,6 +299,8 @@ class Lockd:
             return
         running = self._by_name.get(hello.name)
         if running and running.incarnation == hello.incarnation and running.hello == hello.request:
+            self._by_route.pop(running.route, None)
+            self._by_route[route] = running
             running.route, running.deadline_ns = route, now_ns + self.ttl_ns
             self._send(route, self._welcome(running, now_ns))
             self._tell_what_to_learn(running)
@@ -334,7 +338,9 @@ class Lockd:
             member,
             now_ns + self.ttl_ns,
         )
-        self.sessions[number] = self._by_name[hello.name] = session
+        if (other := self._by_route.get(route)) is not None:
+            self._end(other, "its connection began another session", now_ns)
+        self.sessions[number] = self._by_name[hello.name] = self._by_route[route] = session
         heapq.heappush(self._timers, (session.deadline_ns, number, 0))
         if member:
             self._by_replica[member.replica] = session
@@ -508,6 +514,8 @@ class Lockd:
             if lock.file and hold.mode == "exclusive":
                 lock.file.clean, lock.file.astray = None, True
         del self.sessions[session.id]
+        if self._by_route.get(session.route) is session:
+            del self._by_route[session.route]
         if self._by_name.get(session.name) is session:
             del self._by_name[session.name]
         if session.member and self._by_replica.get(session.member.replica) is session:

@@ -696,6 +696,24 @@ def test_an_op_that_finds_no_room_in_the_event_log_fails_and_its_id_is_told_to_n
     assert seat.one(Ack).seq == versions[1].seq
 
 
+def test_a_retry_finds_the_first_try_and_does_nothing_again() -> None:
+    seat, versions = with_history("one\n", "two\n", "three\n")
+    for ids, seq in ((("b:2",), 2), (("b:9", "b:1"), 1), (("z:1", "b:3"), 3)):
+        seat.submitted += 1
+        seat.feed(Submit(seat.submitted, "write", FILE, "again", 0, 10 * S, ids))
+        seat.grant(10 + seq, "b", clean=versions[3])
+        finished = seat.one(Finished)
+        assert (finished.outcome, finished.id, finished.version) == ("ok", f"b:{seq}", versions[seq])
+        release = seat.one(Release)
+        assert (release.version, release.changed) == (versions[3], False)
+        assert not seat.lines() and not seat.all(Push)
+    seat.submitted += 1
+    seat.feed(Submit(seat.submitted, "write", FILE, "again", 0, 10 * S, ("b:4", "c:1")))
+    seat.grant(20, clean=versions[3])
+    finished = seat.one(Finished)
+    assert (finished.outcome, finished.id, finished.version.seq) == ("ok", "a:1", 4)
+
+
 def test_where_nobody_knows_whether_the_journal_has_it_an_op_ends_unknown(seat: Seat) -> None:
     seat.submit("write", "one")
     grant = Grant(EPOCH, seat.one(Acquire).request, FILE, token(1), "exclusive", {}, EMPTY, (replica_id("a"),), (), 0)

@@ -151,6 +151,7 @@ class Office:
         text: str = "",
         of: int = 0,
         wait_ns: int,
+        retry: tuple[str, ...] = (),
     ) -> None:
         self.submitted.append(Submitted(verb, file, done, text, of, wait_ns))
 

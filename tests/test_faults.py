@@ -204,6 +204,20 @@ def test_a_lockd_that_lost_its_state_is_rebuilt_from_the_replicas(group: Group) 
     assert refused.code == EXIT_REFUSED and "holds the state of a group" in refused.err
 
 
+def test_a_retry_by_its_id_is_done_once(group: Group) -> None:
+    group.lockd()
+    a = group.serving("a")
+    first = group.ok("write", "notes.txt", "one", "--data", "a")
+    group.op("a", "write", "two")
+    assert group.ok("write", "notes.txt", "one", "--data", "a", "--retry", "a:9", "--retry", "a:1") == first
+    assert group.ok("write", "notes.txt", "one", "--data", "b", "--retry", "a:1") == first
+    assert group.ok("update", "notes.txt", "new", "--data", "a", "--retry", "a:9").startswith(b"ok notes.txt@3 ")
+    assert group.op("a", "read").content == b"one\ntwo --- new\n"
+    wrong = group.client("write", "notes.txt", "one", "--data", "a", "--retry", "one")
+    assert (wrong.code, wrong.err) == (2, "client: --retry one: an op's id reads like anna:7\n")
+    assert a.stop().code == EXIT_OK
+
+
 def test_a_wiped_directory_is_a_new_replica_and_the_old_one_is_missed_by_nobody(group: Group) -> None:
     group.lockd("--ttl", "500ms")
     a, b = group.serving("a"), group.serving("b")

@@ -1,0 +1,116 @@
+"""The instances of the model that are checked, and its rules, each with the instance in which it is missed."""
+
+from dataclasses import dataclass, replace
+from typing import Final
+
+GUARANTEES: Final = ("NothingLost", "NoDirtyRead", "NoStaleRead", "NoFork")
+"""What clients are promised."""
+INVARIANTS: Final = (*GUARANTEES, "CleanMeans", "Exclusion", "NoOldToken", "FollowsMeans")
+
+
+@dataclass(frozen=True)
+class Instance:
+    """The size of a model: `members` of the `replicas` are in sync at first, `tokens` grants, logs of `changes` ops."""
+
+    replicas: int
+    tokens: int
+    changes: int
+    members: int = 2
+    reading: bool = False
+    fetching: bool = False
+    restarts: bool = False
+
+    def __str__(self) -> str:
+        more = [("reads", self.reading), ("fetches", self.fetching), ("restarts of lockd", self.restarts)]
+        parts = [
+            f"{self.replicas} replicas, {self.members} in sync",
+            f"{self.tokens} grants",
+            f"{self.changes} change" + "s" * (self.changes > 1),
+            *[word for word, there in more if there],
+        ]
+        return ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A rule, what it says, and where a guarantee is seen to break without it."""
+
+    name: str
+    says: str
+    missed_in: Instance
+    guarantees: tuple[str, ...] = GUARANTEES
+
+
+QUICK: Final = (Instance(2, 3, 2, reading=True, restarts=True),)
+FULL: Final = (
+    *QUICK,
+    Instance(2, 3, 2, reading=True, fetching=True, restarts=True),
+    Instance(2, 4, 3, reading=True, restarts=True),
+    Instance(3, 2, 1, reading=True, restarts=True),
+    Instance(3, 2, 1, fetching=True),
+    Instance(3, 3, 2),
+)
+
+_PAIR: Final = Instance(2, 3, 2)
+_READERS: Final = replace(_PAIR, reading=True)
+_RESTARTED: Final = replace(_PAIR, restarts=True)
+
+RULES: Final = (
+    Rule("member", "a file's lock goes only to a member of the in-sync set", _PAIR),
+    Rule("alone", "an exclusive hold is alone", _READERS),
+    Rule("cleanrelease", "a release leaves the file clean only if the whole set has acked", _READERS),
+    Rule("endunclean", "the end of an exclusive holder's session leaves the file unclean", _PAIR),
+    Rule("restartunclean", "a restart of lockd leaves the file unclean", _RESTARTED),
+    Rule("settle", "the holder of an unclean file settles before all else", _READERS),
+    Rule("recheck", "a holder looks at its promise again before it does its op", _PAIR, ("Exclusion",)),
+    Rule("ackall", "an op is acknowledged when the whole set has acked", _PAIR),
+    Rule("drop", "only lockd takes a member out, durably", _PAIR),
+    Rule("confirm", "a read is given out when lockd has confirmed its token", _READERS),
+    Rule("final", "a release that was sent is final", _PAIR),
+    Rule("fence", "a replica refuses a token below the one promised", _PAIR),
+    Rule("promise", "a promise is durable in a record of its own", _PAIR, ("NoOldToken",)),
+    Rule("follows", "a promise alone follows nothing", _PAIR, ("CleanMeans",)),
+    Rule("replace", "the first push under a newer token replaces all behind the common prefix", _PAIR),
+    Rule("adds", "under the followed token a push only adds", _PAIR),
+    Rule("fetchtoken", "a fetched answer is taken in like a push", Instance(3, 2, 1, fetching=True)),
+    Rule(
+        "fetchfollows",
+        "it carries the token that its source follows, not the one promised",
+        Instance(3, 2, 1, fetching=True),
+        ("CleanMeans",),
+    ),
+    Rule("admithead", "a learner is admitted only at the clean version", _PAIR),
+    Rule(
+        "admittoken", "and only if it follows at least the token that left it clean", Instance(3, 2, 1), ("CleanMeans",)
+    ),
+    Rule("admitfree", "and only while the lock is free", _PAIR),
+    Rule("newid", "a wiped data directory is a new replica", _PAIR),
+    Rule("durableset", "the in-sync set is durable", _RESTARTED),
+    Rule("epoch", "tokens rise over a restart of lockd", Instance(2, 2, 1, restarts=True)),
+    Rule("forgetnew", "lockd forgets a file only if no token has left it clean", _PAIR, ("CleanMeans",)),
+)
+
+
+def config(instance: Instance, without: Rule | None = None) -> str:
+    """Return TLC's configuration of an instance, with all rules, or `without` one, and then its guarantees alone."""
+    names = [f"r{number}" for number in range(1, instance.replicas + 1)]
+    constants = {
+        **{name: name for name in names},
+        "Replicas": f"{{{', '.join(names)}}}",
+        "Members": instance.members,
+        "Tokens": instance.tokens,
+        "Changes": instance.changes,
+        "Reading": str(instance.reading).upper(),
+        "Fetching": str(instance.fetching).upper(),
+        "Restarts": str(instance.restarts).upper(),
+        "Rules": "{" + ", ".join(f'"{rule.name}"' for rule in RULES if rule is not without) + "}",
+    }
+    lines = [
+        "CONSTANTS",
+        *[f" {name} = {value}" for name, value in constants.items()],
+        "SPECIFICATION Spec",
+        "SYMMETRY Symmetry",
+        "VIEW View",
+        "INVARIANTS " + " ".join(without.guarantees if without else INVARIANTS),
+    ]
+    return "\n".join(lines) + "\n"
