@@ -229,7 +229,9 @@ def give_up(
     of: Annotated[
         list[str], typer.Option("--of", metavar="NAME", help="Who has the newest version and is lost; repeats.")
     ],
-    name: Name = None,
+    name: Annotated[
+        str | None, typer.Option("--name", metavar="NAME", envvar="LOCKSTEP_NAME", help="Who asks, for lockd's log.")
+    ] = None,
     lockd: LockdAt = None,
 ) -> None:
     """Accept that what only absent clients have of FILE is lost: go on from the replica here that has the most."""

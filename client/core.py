@@ -30,7 +30,6 @@ from client.effects import (
     Leave,
     LockdConnected,
     LockdDisconnected,
-    LogWritable,
     Note,
     PeerAnswer,
     Persisted,
@@ -159,6 +158,8 @@ class Client:
         shared = self._shared
         shared.now_ns = now_ns
         shared.out = []
+        if not isinstance(event, PersistFailed):
+            shared.clock_before = shared.clock
         if self._loose:
             self._log_what_is_true()
         match event:
@@ -170,8 +171,8 @@ class Client:
                 self._answer(replica, message)
             case Persisted(ticket):
                 shared.persisted(ticket)
-            case PersistFailed(ticket, reason, logged):
-                shared.persist_failed(ticket, reason, logged)
+            case PersistFailed(ticket, reason):
+                shared.persist_failed(ticket, reason)
             case Submit():
                 self._holder.submit(event)
             case Timer():
@@ -180,8 +181,6 @@ class Client:
                 self._connected()
             case LockdDisconnected():
                 shared.connected = False
-            case LogWritable():
-                shared.log_full = ""
             case Leave(unsure):
                 self._leave(unsure)
             case _:
@@ -259,6 +258,7 @@ class Client:
                 identity.group,
                 identity.epoch,
                 highest,
+                (),
             )
         )
 

@@ -76,7 +76,7 @@ class Disconnect(Value, frozen=True):
 
 
 class Log(Value, frozen=True):
-    """Append one line to the event log."""
+    """Append one line to the event log, for the Persist or Flush that ends this list."""
 
     time_us: int
     host: str
@@ -212,14 +212,10 @@ class Persisted(Value, frozen=True):
 
 
 class PersistFailed(Value, frozen=True):
-    """The Persist of this ticket did not happen, in journal and file alike.
-
-    Where it is not `logged`, its lines are not on disk either, and will be there before anything else is.
-    """
+    """The Persist or Flush of this ticket did not happen, in journal and file alike, nor are its lines in the log."""
 
     ticket: int
     reason: str
-    logged: bool = True
 
 
 class LockdConnected(Value, frozen=True):
@@ -228,10 +224,6 @@ class LockdConnected(Value, frozen=True):
 
 class LockdDisconnected(Value, frozen=True):
     """The connection with lockd is down."""
-
-
-class LogWritable(Value, frozen=True):
-    """The event log has room again, and every line that waited for it is there."""
 
 
 class Leave(Value, frozen=True):
@@ -256,7 +248,6 @@ Event = (
     | PersistFailed
     | LockdConnected
     | LockdDisconnected
-    | LogWritable
     | Leave
     | Timer
 )

@@ -63,7 +63,7 @@ class EventFile:
         self._disk = disk
         self._file = descriptor
         self._durable = durable
-        self._size = 0
+        self.size = 0
         self.synced = 0
         self.waiting = bytearray()
         self.end = LogEnd("", {}, 0, 0)
@@ -96,20 +96,32 @@ class EventFile:
     @property
     def waiting_at(self) -> int:
         """Return at which byte of the log the waiting lines begin."""
-        return self._size - len(self.waiting)
+        return self.size - len(self.waiting)
 
     def append(self, line: str) -> None:
         """Append one line, given without its newline. Raises OSError; then nothing of the line stays."""
         data = line.encode() + b"\n"
         written = self._disk.write(self._file, data)
         if written < len(data):
-            self._disk.ftruncate(self._file, self._size)
+            self._disk.ftruncate(self._file, self.size)
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._size += written
+        self.size += written
         if self._durable:
             self.waiting += data
             if len(self.waiting) > WAITING_BYTES_MAX:
                 self.sync()
+
+    def cut(self, size: int) -> None:
+        """Take away what was appended beyond `size`, of which no message and no change has told."""
+        if size == self.size:
+            return
+        try:
+            self._disk.ftruncate(self._file, size)
+        except OSError as error:
+            raise FatalStorageError(f"cannot cut {self.path}: {error.strerror}") from error
+        if self.waiting:
+            del self.waiting[max(0, len(self.waiting) - (self.size - size)) :]
+        self.size, self.synced = size, min(self.synced, size)
 
     def carry(self) -> None:
         """Take in that a durable change of the journal has carried the waiting lines."""
@@ -117,18 +129,18 @@ class EventFile:
 
     def sync(self) -> None:
         """Wait until what was appended is on disk. Raises FatalStorageError."""
-        if self.synced == self._size:
+        if self.synced == self.size:
             return
         try:
             self._disk.fdatasync(self._file)
         except OSError as error:
             raise FatalStorageError(f"cannot bring {self.path} to the disk: {error.strerror}") from error
-        self.synced = self._size
+        self.synced = self.size
         self.waiting.clear()
 
     def newest(self) -> Iterator[Event]:
         """Yield the log's events as it was opened, the newest first, up to a line that is none."""
-        stop = self._size
+        stop = self.size
         while stop > len(_HEADER):
             start = self._line_start(stop - 1)
             try:
@@ -158,7 +170,7 @@ class EventFile:
             if self._read(known - 1, known) == b"\n":  # nobody has cut it meanwhile
                 start = known
                 now, brought = _completed(self._read(known, size), known, carried.lines)
-        self._size = start + len(now)
+        self.size = start + len(now)
         # Written in any case: what a failed sync left in the cache reads well, but will not reach the disk.
         if start == len(_HEADER):
             self._rewrite(0, size, _HEADER + now)
@@ -167,7 +179,7 @@ class EventFile:
         notes = []
         if brought:
             notes.append(f"{self.path.name} got {brought} bytes back from the journal, which a crash had cut off")
-        if gone := max(0, size - self._size):
+        if gone := max(0, size - self.size):
             notes.append(f"took away the last {gone} bytes of {self.path.name}, which a crash cut off")
         return notes
 
@@ -184,11 +196,11 @@ class EventFile:
             self._disk.ftruncate(self._file, at + len(data))
 
     def _find_end(self) -> None:
-        if self._size == len(_HEADER):
+        if self.size == len(_HEADER):
             return
-        start = self._line_start(self._size - 1)
+        start = self._line_start(self.size - 1)
         try:
-            last = parse_event(self._read(start, self._size - 1).decode())
+            last = parse_event(self._read(start, self.size - 1).decode())
         except ValueError as error:
             raise StorageError(
                 f"the last line of {self.path} is no event ({error}); mend or remove that line"
@@ -214,8 +226,8 @@ class EventFile:
     def _blocks(self) -> Iterator[bytes]:
         """Yield the whole log, cut between lines."""
         at, data = len(_HEADER), b""
-        while at < self._size:
-            more = self._read(at, min(self._size, at + _BLOCK_BYTES))
+        while at < self.size:
+            more = self._read(at, min(self.size, at + _BLOCK_BYTES))
             at, data = at + len(more), data + more
             newline = data.rfind(b"\n") + 1
             yield data[:newline]

@@ -256,18 +256,13 @@ class Holder:
             op.push = Push(shared.identity.group, op.file, op.token, head, (), shared.clock)
             self._push(op)
 
-        shared.persist(
-            op.file, head.seq, (), (), (op.token, op.token), then, lambda reason, logged: self._fail(op, reason)
-        )
+        shared.persist(op.file, head.seq, (), (), (op.token, op.token), then, lambda reason: self._fail(op, reason))
 
     def _do(self, op: Op) -> None:
         assert op.submit is not None
         promised = self._shared.state(op.file).promised
         if promised > op.token:
             self._fail(op, f"this replica has promised the newer token {format_token(promised)}")
-            return
-        if self._shared.log_full:
-            self._fail(op, self._shared.log_full)
             return
         match op.submit.verb:
             case "read":
@@ -290,7 +285,7 @@ class Holder:
             (),
             (op.token, 0),
             lambda: self._read(op),
-            lambda reason, logged: self._fail(op, reason),
+            lambda reason: self._fail(op, reason),
         )
 
     def _read(self, op: Op) -> None:
@@ -308,11 +303,7 @@ class Holder:
             op.stage = "releasing"
             self._release(op, changed=False, confirm=True)
 
-        def failed(reason: str, logged: bool) -> None:
-            op.id = ""  # which the next start may give out again
-            self._fail(op, reason)
-
-        shared.flush(op.file, then, failed)
+        shared.flush(op.file, then, lambda reason: self._never_was(op, reason))
 
     def _change(self, op: Op) -> None:
         shared, submit = self._shared, op.submit
@@ -358,14 +349,10 @@ class Holder:
             op.push = Push(shared.identity.group, op.file, op.token, head, (record,), {})
             self._push(op)
 
-        def failed(reason: str, logged: bool) -> None:
-            facts = f"{_facts(op, version)} from={shared.identity.host}"
-            shared.log(shared.stamp_us(), shared.tick(), "undo", facts)
-            if not logged:
-                op.id = ""  # which the next start may give out again
-            self._fail(op, reason)
-
-        shared.persist(op.file, head.seq, (record,), (version,), (op.token, op.token), then, failed)
+        tokens = (op.token, op.token)
+        shared.persist(
+            op.file, head.seq, (record,), (version,), tokens, then, lambda reason: self._never_was(op, reason)
+        )
 
     def _first_try(self, file: str, ids: tuple[str, ...]) -> tuple[str, Version] | None:
         """Return which of these ops is in the file's history, and the version it made; None if none is."""
@@ -476,6 +463,11 @@ class Holder:
             pushed = op.stage == "pushed"
             self._release(op, changed=pushed, happened=pushed)
         self._finish(op, "unknown" if op.stage == "pushed" else "failed", reason)
+
+    def _never_was(self, op: Op, reason: str) -> None:
+        """End an op whose line is in no log: its id is told to nobody, the next start may give it out again."""
+        op.id = ""
+        self._fail(op, reason)
 
     def _finish(self, op: Op, outcome: Outcome, reason: str) -> None:
         self._forget(op)

@@ -3,7 +3,6 @@
 import os
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Literal, assert_never
@@ -29,7 +28,6 @@ from client.effects import (
     LockdConnected,
     LockdDisconnected,
     Log,
-    LogWritable,
     Note,
     OpVerb,
     PeerAnswer,
@@ -95,9 +93,6 @@ class Node:
         self._join_refused = ""
         self._desk: OrderDesk | None = None
         self._last: tuple[object, bytes] = (None, b"")
-        self._unwritten: deque[str] = deque()
-        self._refusal = ""
-        self._log_full = False
         self._unsure = False
         self.stall_ns = 0
         """How long to stand still before an op is pushed, in nanoseconds: a fault on demand."""
@@ -254,10 +249,6 @@ class Node:
             self._desk.serve(dict(ready))
         if due:
             self._feed(Timer())
-        if self._log_full and self._write_lines():
-            self._log_full = False
-            self._diagnostics.note("the event log has room again")
-            self._feed(LogWritable())
         if self._join_refused:
             raise refused(f"lockd refused {self._identity.name}: {self._join_refused}")
 
@@ -325,7 +316,8 @@ class Node:
             raise CommandError(EXIT_CRASHED, f"{error}; mend that, then start again") from None
 
     def _do(self, effects: list[Effect]) -> list[Effect]:
-        """Do the effects in order; return what the core asks for after a Persist, the last of them."""
+        """Do the effects in order; return what the core asks for after a Persist or Flush, the last of them."""
+        log_size, refusal = self._events.size, ""
         for effect in effects:
             match effect:
                 case SendLockd():
@@ -337,12 +329,14 @@ class Node:
                 case Answer():
                     self._send(self._listener, effect.route, encode(effect.message))
                 case Log():
-                    self._append(format_event(effect.time_us, effect.host, effect.clock, effect.verb, effect.facts))
-                case Persist():
-                    return self._persist(effect, effect.ticket)
+                    if not refusal:
+                        line = format_event(effect.time_us, effect.host, effect.clock, effect.verb, effect.facts)
+                        refusal = self._append(line)
+                case Persist(ticket):
+                    return self._persist(effect, ticket, log_size, refusal)
                 case Flush(ticket):
-                    if self._unwritten and not self._write_lines():
-                        return self._unlogged(ticket)
+                    if refusal:
+                        return self._take_back(ticket, log_size, refusal)
                     return self._core.handle(Persisted(ticket), self.now_ns())
                 case ReadFile(op, file):
                     self._read(op, file)
@@ -365,6 +359,8 @@ class Node:
                     self._diagnostics.note(text)
                 case _:
                     assert_never(effect)
+        if refusal:
+            raise CommandError(EXIT_CRASHED, f"{refusal}, start again")
         return []
 
     def _send(self, target: zmq.Socket[bytes], *frames: bytes) -> None:
@@ -384,36 +380,28 @@ class Node:
             self._last = (message, encode(message))
         return self._last[1]
 
-    def _append(self, line: str) -> None:
-        self._unwritten.append(line)
-        self._write_lines()
-
-    def _write_lines(self) -> bool:
-        """Write the lines that wait for room in the event log; until they are there nothing is done that they tell."""
-        while self._unwritten:
-            try:
-                self._events.append(self._unwritten[0])
-            except OSError as error:
-                if not self._refusal:
-                    self._refusal = f"{self._events.path} cannot be written ({error.strerror}); make room"
-                    self._diagnostics.note(self._refusal)
-                return False
-            self._unwritten.popleft()
-        self._refusal = ""
-        return True
-
-    def _unlogged(self, ticket: int) -> list[Effect]:
-        self._log_full = True
-        return self._core.handle(PersistFailed(ticket, self._refusal, False), self.now_ns())
-
-    def _persist(self, effect: Persist, ticket: int) -> list[Effect]:
-        if self._unwritten and not self._write_lines():
-            return self._unlogged(ticket)
+    def _append(self, line: str) -> str:
+        """Append to the event log; return what speaks against it, or ""."""
         try:
-            self._journal.write(effect)
-        except StorageError as error:
-            return self._core.handle(PersistFailed(ticket, str(error)), self.now_ns())
+            self._events.append(line)
+        except OSError as error:
+            return f"{self._events.path} cannot be written ({error.strerror}); make room"
+        return ""
+
+    def _persist(self, effect: Persist, ticket: int, log_size: int, refusal: str) -> list[Effect]:
+        if not refusal:
+            try:
+                self._journal.write(effect)
+            except StorageError as error:
+                refusal = str(error)
+        if refusal:
+            return self._take_back(ticket, log_size, refusal)
         return self._core.handle(Persisted(ticket), self.now_ns())
+
+    def _take_back(self, ticket: int, log_size: int, reason: str) -> list[Effect]:
+        """Take the lines of what did not happen out of the event log: nobody has heard of them."""
+        self._events.cut(log_size)
+        return self._core.handle(PersistFailed(ticket, reason), self.now_ns())
 
     def _remember(self, replica: str, host: str, group: str, epoch: int) -> None:
         """Keep who we are, and by which name and at which lockd: these have proved right just now."""

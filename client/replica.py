@@ -245,8 +245,6 @@ class Follower:
         if not new and keep == state.head.version.seq and token == state.head.follows and file in shared.files:
             taken()
             return
-        if shared.log_full:
-            return  # whoever waits for our ack will do without us
         if not self._fits(file, keep, new):
             shared.emit(Note(f"dropped ops of {shared.host_of(source)}: one begins behind the end of {file}"))
             return
@@ -264,12 +262,8 @@ class Follower:
         if not new:
             shared.clock = merge(shared.clock, cause)
 
-        def failed(reason: str, logged: bool) -> None:
-            for record, version in zip(reversed(new), reversed(new_versions), strict=True):
-                shared.log(shared.stamp_us(), shared.tick(), "undo", _facts(file, record, version) + origin)
-            self._note_failure(reason, logged)
-
-        shared.persist(file, keep, new, new_versions, (max(state.promised, token), token), taken, failed)
+        tokens = (max(state.promised, token), token)
+        shared.persist(file, keep, new, new_versions, tokens, taken, self._note_failure)
 
     def _fits(self, file: str, keep: int, records: tuple[Record, ...]) -> bool:
         """Tell whether each op begins within the file as the one before leaves it."""
@@ -327,7 +321,7 @@ class Follower:
             head = shared.state(file).head
             shared.tell_lockd(Report(shared.identity.epoch, shared.session, file, head.version, head.follows))
 
-    def _note_failure(self, reason: str, logged: bool) -> None:
+    def _note_failure(self, reason: str) -> None:
         self._shared.emit(Note(f"a push was not taken in: {shorten(reason)}"))
 
 

@@ -9,8 +9,8 @@ from common.messages import Head, Member, ToLockd
 from common.records import EMPTY, Record, Version
 
 _AHEAD_US_MAX = 10_000_000
-Failed = Callable[[str, bool], None]
-"""Called with why a change did not happen, and whether its lines are in the event log."""
+Failed = Callable[[str], None]
+"""Called with why a change did not happen."""
 NO_FILE = FileState(Head(EMPTY, 0, {}), 0, 0)
 """The state of a file that is not there: version 0, nothing promised."""
 
@@ -45,7 +45,7 @@ class Shared:
     last_time_us: int
     members: Mapping[str, Member] = field(default_factory=dict)
     hosts: dict[str, str] = field(default_factory=dict)
-    log_full: str = ""
+    clock_before: Clock = field(default_factory=dict)
     session: int = 0
     now_ns: int = 0
     offset_ns: int = 0
@@ -171,9 +171,8 @@ class Shared:
             self.files[file] = after
         then()
 
-    def persist_failed(self, ticket: int, reason: str, logged: bool) -> None:
-        """Take in that a Persist or Flush did not happen."""
+    def persist_failed(self, ticket: int, reason: str) -> None:
+        """Take in that a Persist or Flush did not happen; the ticks before it are of nothing then, and taken back."""
         _, _, _, failed = self._pending.pop(ticket)
-        if not logged:
-            self.log_full = reason  # nothing that has to be logged is begun until the driver says that there is room
-        failed(reason, logged)
+        self.clock = self.clock_before
+        failed(reason)

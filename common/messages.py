@@ -74,7 +74,7 @@ class Hello(Message, frozen=True, tag=1):
     group: str
     epoch: Number
     highest_token: Number
-    held: tuple[Held, ...] = ()
+    held: tuple[Held, ...]
 
 
 class Goodbye(Message, frozen=True, tag=2):

@@ -87,10 +87,8 @@ class Behind:
             self._write(data)
             self._write_clocks()
         except (OSError, sqlite3.Error) as error:
-            reason = error.strerror if isinstance(error, OSError) else str(error)
-            raise CommandError(
-                EXIT_CRASHED, f"{self._path.name} cannot be written ({reason}); make room, start again"
-            ) from None
+            name, reason = ("grants.log", error.strerror) if isinstance(error, OSError) else ("clocks", str(error))
+            raise CommandError(EXIT_CRASHED, f"{name} cannot be written ({reason}); make room, start again") from None
         for line in self._lines:
             if line.event == "grant":
                 self._open[line.token] = self._base

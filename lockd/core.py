@@ -889,6 +889,9 @@ class Lockd:
 
     def _give_up(self, session: Session, message: GiveUp, now_ns: int) -> None:
         """Go on without a file's in-sync replicas, all of them absent, from the live ones that have the most of it."""
+        if (answer := session.answers.get(message.request)) is not None:
+            self._send(session.route, answer)
+            return
         lock = self.locks.get(message.file)
         problem, best = self._give_up_problem(lock, message)
         if lock is None or problem:

@@ -100,12 +100,13 @@ class Server:
             if not said and not self._core.rebuilding:
                 ready(f"ready {' '.join(self.endpoints)} epoch {self._core.epoch}")
                 said = True
-            now_ns, deadline_ns = self._clock.now_ns(), self._core.deadline_ns()
-            left_ns = _WAIT_MS_MAX * 1_000_000 if deadline_ns is None else deadline_ns - now_ns
+            now_ns = self._clock.now_ns()
             if self._behind.waiting and now_ns - self._behind_ns > _BEHIND_NS_MAX:
                 self._write_behind(now_ns)
             if now_ns >= self._look_ns:
                 self._look(now_ns)
+            deadline_ns = self._core.deadline_ns()
+            left_ns = _WAIT_MS_MAX * 1_000_000 if deadline_ns is None else deadline_ns - now_ns
             if left_ns <= 0:
                 self._drain()
                 self._do(self._core.handle_timer(self._clock.now_ns()))

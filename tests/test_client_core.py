@@ -22,7 +22,6 @@ from client.effects import (
     LockdConnected,
     LockdDisconnected,
     Log,
-    LogWritable,
     Note,
     OpVerb,
     PeerAnswer,
@@ -146,12 +145,13 @@ class Seat:
             assert not any(isinstance(effect, (Persist, Flush)) for effect in effects[:-1])
             if not isinstance(last, (Persist, Flush)):
                 return
-            if self.log_full:
-                outcome: Event = PersistFailed(last.ticket, "no room for the log", False)
+            reason = "no room for the log" if self.log_full else self.journal.failing
+            if reason and (self.log_full or isinstance(last, Persist)):
+                # As the driver, which cuts the lines of what did not happen.
+                self.effects = [effect for effect in self.effects if effect not in effects or type(effect) is not Log]
+                outcome: Event = PersistFailed(last.ticket, reason)
             elif isinstance(last, Flush):
                 outcome = Persisted(last.ticket)
-            elif self.journal.failing:
-                outcome = PersistFailed(last.ticket, self.journal.failing)
             else:
                 self.journal.write(last)
                 outcome = Persisted(last.ticket)
@@ -683,17 +683,14 @@ def test_an_op_that_finds_no_room_in_the_event_log_fails_and_its_id_is_told_to_n
     release = seat.one(Release)
     assert (release.clock, release.changed) == ({}, False)
     seat.forget()
-    # Until there is room nothing is even tried: no clock ticks, and no line waits.
+    # What is in no log has never ticked.
     records, versions = history("b\n", counter=3)
     seat.push(3, EMPTY, records)
-    seat.submit("write", "two")
-    seat.grant(4, "b")
-    assert seat.one(Finished).reason == "no room for the log"
     assert not seat.lines() and not seat.all(Ack)
     seat.log_full = False
-    seat.feed(LogWritable())
     seat.push(5, EMPTY, records)
     assert seat.one(Ack).seq == versions[1].seq
+    assert seat.lines() == [("apply", {"a": 2 if verb == "read" else 1, "b": 1})]
 
 
 def test_a_retry_finds_the_first_try_and_does_nothing_again() -> None:
@@ -722,12 +719,12 @@ def test_where_nobody_knows_whether_the_journal_has_it_an_op_ends_unknown(seat: 
     assert seat.one(Finished).outcome == "unknown"
 
 
-def test_a_write_that_the_disk_refuses_fails_and_its_line_is_taken_back(seat: Seat) -> None:
+def test_a_write_that_the_disk_refuses_fails_and_has_never_been(seat: Seat) -> None:
     seat.journal.failing = "the disk is full"
     seat.submit("write", "one")
     seat.grant(1, "b")
-    assert seat.lines() == [("write", {"a": 1}), ("undo", {"a": 2})]
-    assert (seat.one(Finished).outcome, seat.all(Push)) == ("failed", [])
+    finished = seat.one(Finished)
+    assert (finished.outcome, finished.id, seat.lines(), seat.all(Push)) == ("failed", "", [], [])
     release = seat.one(Release)
     assert (release.version, release.changed) == (EMPTY, False)
 

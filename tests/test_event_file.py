@@ -198,3 +198,26 @@ def test_lines_wait_until_a_change_carries_them(tmp_path: Path) -> None:
         for _ in range(2 * WAITING_BYTES_MAX // 1000):
             events.append(LINES[2] + "x" * 1000)
             assert len(events.waiting) <= WAITING_BYTES_MAX
+
+
+def test_lines_of_what_did_not_happen_are_cut_off_again(tmp_path: Path) -> None:
+    path = tmp_path / "events.log"
+    for durable in (False, True):
+        log, _ = EventFile.open(path, durable=durable)
+        begin = log.size
+        for count in (1, 2, 3):
+            log.append(line("a", {"a": count}, "read", f"a:{count}"))
+            if count == 1:
+                kept, waiting = log.size, bytes(log.waiting)
+        log.cut(kept)
+        assert path.read_text() == HEADER + line("a", {"a": 1}, "read", "a:1") + "\n"
+        assert log.waiting == waiting
+        log.append(line("a", {"a": 2}, "read", "a:2"))
+        assert (
+            path.read_text()
+            == HEADER + line("a", {"a": 1}, "read", "a:1") + "\n" + line("a", {"a": 2}, "read", "a:2") + "\n"
+        )
+        log.cut(begin)
+        assert not log.waiting
+        log.close()
+        assert path.read_text() == HEADER

@@ -234,12 +234,13 @@ class Group:
         )
 
     def give_up_what_is_lost(self) -> None:
-        """Accept, as an operator, the loss of files of which nobody was ever told anything."""
+        """Accept, as an operator, the loss of what only wiped replicas had; what was acknowledged must be there yet.
+
+        It can come to that where a file is new, or where a holder had the others dropped and was wiped in that moment.
+        """
         there = {actor.directory.replica for actor in self.actors}
         for file, members in list(self.lockd.disk.in_sync.items()):
             if there.isdisjoint(members):
-                if file in self.watch.acknowledged:
-                    raise Broken(f"{file}@{self.watch.acknowledged[file]} is lost")
                 hosts = tuple([self.lockd.disk.replicas[replica].host for replica in members])
                 self.lockd.operate(partial(GiveUp, self.lockd.disk.epoch, request=2, file=file, hosts=hosts))
 

@@ -197,7 +197,7 @@ class LockdProcess:
     def operate(self, request: Callable[[int], ToLockd]) -> None:
         """Let an operator, a client without a replica, ask for something."""
         now_ns, route = self.world.schedule.now_ns, b"operator"
-        self._do(self.core.handle(route, Hello(1, "operator", "0" * 16, None, "", 0, 0), now_ns))
+        self._do(self.core.handle(route, Hello(1, "operator", "0" * 16, None, "", 0, 0, ()), now_ns))
         self._do(self.core.handle(route, request(self.disk.last_session), now_ns))
         self._do(self.core.handle(route, Goodbye(self.disk.epoch, self.disk.last_session), now_ns))
 
@@ -475,6 +475,7 @@ class ClientProcess:
     def _do(self, effects: list[Effect]) -> list[Effect]:
         """Do the effects in their order; return those that follow from a Persist, the last of them."""
         world, directory = self.world, self.directory
+        logged = len(directory.lines)
         for effect in effects:
             if self.crash_in is not None:
                 self.crash_in -= 1
@@ -501,10 +502,14 @@ class ClientProcess:
                     try:
                         directory.journal.write(effect)
                     except StorageError as error:
+                        del directory.lines[logged:]
                         return self.core.handle(PersistFailed(ticket, str(error)), self.now_ns)
                     world.observer.persisted(self, effect)
                     return self.core.handle(Persisted(ticket), self.now_ns)
                 case Flush(ticket):
+                    if directory.journal.failing:
+                        del directory.lines[logged:]
+                        return self.core.handle(PersistFailed(ticket, directory.journal.failing), self.now_ns)
                     return self.core.handle(Persisted(ticket), self.now_ns)
                 case ReadFile(op, file):
                     self.reads[op] = directory.journal.read(file)
