@@ -44,6 +44,16 @@ class Fetching:
 
 
 @dataclass(slots=True)
+class Beginning:
+    """The beginning of an answer that comes in parts: it cannot be taken in before the rest is here."""
+
+    source: str
+    previous: Version
+    records: tuple[Record, ...]
+    tip: Version
+
+
+@dataclass(slots=True)
 class Owed:
     """An ack that a push of `source` waits for while we fetch what came before it."""
 
@@ -61,6 +71,7 @@ class Follower:
         self._shared = shared
         self._fetching: dict[str, Fetching] = {}
         self._owed: dict[str, Owed] = {}
+        self._beginnings: dict[str, Beginning] = {}
         self.learning: set[str] = set()
 
     def push(self, route: bytes, source: str, push: Push) -> None:
@@ -110,7 +121,12 @@ class Follower:
         self._shared.persist(file, state.head.version.seq, (), (), tokens, then, self._note_failure)
 
     def fetched(self, source: str, answer: Fetched) -> None:
-        """Take in the answer to our fetch, like a push of the token that its source follows."""
+        """Take in the answer to our fetch, like a push of the token that its source follows.
+
+        Of an answer in parts (`more`) that token is true of the whole alone. A part that only goes on at our head is
+        like a push of its last op's token: that holder had exactly this. Any other part waits for the rest, or it
+        would undo what the rest has as well.
+        """
         shared = self._shared
         fetching = self._fetching.get(answer.file)
         if fetching is None or fetching.request != answer.request or fetching.source != source:
@@ -123,13 +139,24 @@ class Follower:
             return
         del self._fetching[answer.file]
         state = shared.state(answer.file)
-        versions = _chain(answer.previous, answer.records)
+        previous, records, token = answer.previous, answer.records, answer.follows
+        beginning = self._beginnings.pop(answer.file, None)
+        if beginning is not None and beginning.source == source and beginning.tip == previous:
+            previous, records = beginning.previous, beginning.records + records
+        versions = _chain(previous, records)
         keep = None
         if answer.follows >= state.promised:
-            keep = self._common(answer.file, answer.follows, answer.previous, answer.records, versions)
+            keep = self._common(answer.file, answer.follows, previous, records, versions)
         if keep is None:
             self._pay(answer.file, source)
             return
+        if answer.more and records:
+            head = state.head
+            if keep < head.version.seq or records[-1].seq <= keep or records[-1].token < head.follows:
+                self._beginnings[answer.file] = Beginning(source, previous, records, versions[-1])
+                self._fetch(answer.file, source)
+                return
+            token = records[-1].token
 
         def taken() -> None:
             if answer.more:
@@ -138,8 +165,8 @@ class Follower:
             self._pay(answer.file, source)
             self._report(answer.file)
 
-        cause = answer.records[-1].clock if answer.records else {}
-        self._take(answer.file, answer.follows, keep, answer.records, versions, cause, source, taken)
+        cause = records[-1].clock if records else {}
+        self._take(answer.file, token, keep, records, versions, cause, source, taken)
 
     def _pay(self, file: str, source: str) -> None:
         """Send the ack that we owe, or fetch from whom we owe it, if that was not whom we asked just now."""
@@ -188,6 +215,7 @@ class Follower:
         """Take in that the session is lost: lockd will say anew what we have to learn."""
         self.learning.clear()
         self._fetching.clear()
+        self._beginnings.clear()
 
     def report_all(self) -> None:
         """Tell lockd of every file that we still learn; it answers with sources or an admission."""
@@ -305,6 +333,9 @@ class Follower:
         if source not in shared.members:
             return
         points: list[tuple[int, bytes]] = []
+        beginning = self._beginnings.get(file)
+        if beginning is not None and beginning.source == source:
+            points.append((beginning.tip.seq, beginning.tip.hash))
         seq, step = shared.state(file).head.version.seq, 1
         while seq > 0 and len(points) < FETCH_POINTS_MAX:
             version = shared.history.version_at(file, seq)

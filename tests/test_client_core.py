@@ -1043,3 +1043,31 @@ def test_a_line_of_a_read_or_of_another_file_ends_what_can_be_loose() -> None:
     assert start_after(events_of(("write", others[1]), ("read", versions[1])), seat.journal) == []
     lines = [*events_of(("write", others[1])), *events_of(("write", others[1]), file="g")]
     assert [verb for verb, _, _ in start_after(lines, seat.journal)] == ["undo"]
+
+
+def test_the_beginning_of_a_late_answer_undoes_nothing() -> None:
+    """A member that was a learner when it asked must not lose, part by part, what it has acked since."""
+    seat, versions = with_history("one\n", "two\n", "three\n")
+    records, longer = history("one\n", "two\n", "three\n", "four\n")
+    seat.lockd(Learn(EPOCH, FILE, (replica_id("b"),)))
+    fetch = seat.one(Fetch)
+    seat.lockd(Admitted(EPOCH, FILE))
+    seat.answer("b", Fetched(FILE, fetch.request, token(9), EMPTY, records[:2], True))
+    assert (seat.head, seat.lines()) == (versions[3], [])
+    fetch = seat.one(Fetch)
+    assert fetch.points[0] == (2, longer[2].hash)
+    seat.answer("b", Fetched(FILE, fetch.request, token(9), longer[2], records[2:], False))
+    assert seat.head == longer[4]
+    assert [verb for verb, _ in seat.lines()] == ["apply"]
+    assert seat.core.head_of(FILE).head.follows == token(9)
+
+
+def test_a_part_that_goes_on_at_the_head_follows_its_last_ops_token() -> None:
+    seat, _ = with_history("one\n")
+    records, longer = history("one\n", "two\n", "three\n", "four\n")
+    seat.lockd(Learn(EPOCH, FILE, (replica_id("b"),)))
+    seat.answer("b", Fetched(FILE, seat.one(Fetch).request, token(9), EMPTY, records[:3], True))
+    assert seat.head == longer[3]
+    assert seat.core.head_of(FILE).head.follows == token(3)
+    seat.answer("b", Fetched(FILE, seat.one(Fetch).request, token(9), longer[3], records[3:], False))
+    assert seat.core.head_of(FILE).head.follows == token(9)

@@ -83,9 +83,9 @@ class Watch:
                 f"{client.name} goes from promised {format_token(promised)}, follows {format_token(follows)} "
                 f"to {format_token(effect.promised)}, {format_token(effect.follows)} in {effect.file}"
             )
-        if effect.follows != follows and effect.follows < self._met.get(key, 0):
+        if effect.promised < self._met.get(key, 0):
             met = format_token(self._met[key])
-            raise Broken(f"{client.name} follows {format_token(effect.follows)} in {effect.file}, but has met {met}")
+            raise Broken(f"{client.name} promises {format_token(effect.promised)} in {effect.file}, but has met {met}")
         self._tokens[key] = effect.promised, effect.follows
         self._changed.add(effect.file)
 
