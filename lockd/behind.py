@@ -159,7 +159,7 @@ class Behind:
                         clocks = _decode_clocks(data[1:])
                         self._dirty[clocks.lock] = clocks
                         self.clocks[clocks.lock] = clocks.writers, clocks.readers
-                except DecodeError:
+                except (DecodeError, ValueError, TypeError):
                     break
                 self.waiting += 1
         for line in self._lines:
@@ -225,7 +225,7 @@ class Behind:
                     database.execute(f"PRAGMA user_version = {_VERSION}")
                 for lock, writers, readers in database.execute("SELECT lock, writers, readers FROM clocks"):
                     self.clocks[lock] = _decode_clock(writers), _decode_clock(readers)
-            except (sqlite3.Error, DecodeError) as error:
+            except (sqlite3.Error, DecodeError, ValueError, TypeError) as error:
                 database.close()
                 if last:
                     raise OSError(0, f"{path}: {error}") from None

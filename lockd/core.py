@@ -273,6 +273,7 @@ class Lockd:
         self.epoch = 1 + max(max(other.epoch, token_epoch(other.highest_token)) for _, other in survivors)
         changes: list[Change] = [Rebuilt(self.group, self.epoch)]
         heads: dict[str, list[tuple[int, int, bytes, str]]] = {}
+        hosts: set[str] = set()
         for _, other in survivors:
             assert other.replica is not None
             own = other.replica
@@ -280,8 +281,14 @@ class Lockd:
             self._replicas[own.replica] = seen
             changes.append(seen)
             for file, head in own.heads.items():
+                hosts |= head.clock.keys()
                 version = head.version
                 heads.setdefault(file, []).append((head.follows, version.seq, version.hash, own.replica))
+        for host in sorted(hosts - {seen.host for seen in self._replicas.values()}):
+            # A lost replica's: it must not be given out again.
+            lost = hashlib.blake2b(host.encode(), digest_size=8).hexdigest()
+            self._replicas[lost] = ReplicaSeen(lost, host.partition("#")[0], host, 0, "")
+            changes.append(self._replicas[lost])
         for file, known in sorted(heads.items()):
             # What a newer token's holder had taken over stands behind what an older one may have left.
             most = max(known)[:3]
@@ -476,8 +483,11 @@ class Lockd:
         return None
 
     def _new_host(self, name: str) -> str:
-        number = 1 + sum(seen.host.partition("#")[0] == name for seen in self._replicas.values())
-        return name if number == 1 else f"{name}#{number}"
+        taken = {seen.host for seen in self._replicas.values()}
+        number = 1 + sum(host.partition("#")[0] == name for host in taken)
+        while (host := name if number == 1 else f"{name}#{number}") in taken:
+            number += 1
+        return host
 
     def _welcome(self, session: Session, now_ns: int) -> Welcome:
         return Welcome(
@@ -539,6 +549,11 @@ class Lockd:
         if request in session.answers:
             self._send(session.route, session.answers[request])
             return
+        for token, name in session.holds.items():
+            hold = self.locks[name].holds[token]
+            if hold.request == request and hold.answer is not None:
+                self._send(session.route, hold.answer)
+                return
         problem = self._acquire_problem(session, message)
         if problem:
             self._answer(session, request, Refused(self.epoch, request, problem))
@@ -687,22 +702,20 @@ class Lockd:
                 )
             )
         )
-        self._answer(
-            session,
+        grant = Grant(
+            self.epoch,
             waiter.request,
-            Grant(
-                self.epoch,
-                waiter.request,
-                lock.name,
-                token,
-                mode,
-                clock,
-                clean,
-                in_sync,
-                learners,
-                now_ns // 1000,
-            ),
+            lock.name,
+            token,
+            mode,
+            clock,
+            clean,
+            in_sync,
+            learners,
+            now_ns // 1000,
         )
+        lock.holds[token].answer = grant
+        self._answer(session, waiter.request, grant)
 
     def _release(self, session: Session, message: Release, now_ns: int) -> None:
         lock = self.locks.get(message.lock)
@@ -912,6 +925,8 @@ class Lockd:
         """Return what speaks against it, and who has the most of the file: its head follows the largest token."""
         if lock is None or lock.file is None:
             return f"{message.file} is no file of this group", ()
+        if self._expected:
+            return "lockd has started anew, and waits for the others to come back; try again soon", ()
         live = [replica for replica in lock.file.in_sync if replica in self._by_replica]
         if live:
             names = ", ".join(self._replicas[replica].host for replica in live)

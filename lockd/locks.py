@@ -3,7 +3,7 @@
 from msgspec import Struct
 
 from common.clock import Clock
-from common.messages import Kind, Mode
+from common.messages import Grant, Kind, Mode
 from common.records import EMPTY, Version
 
 
@@ -18,7 +18,10 @@ class Waiter(Struct):
 
 
 class Hold(Struct):
-    """A grant that is in force. `clean` is the version it handed over, None where the file was unclean."""
+    """A grant that is in force, and the `answer` that told it: for a request that comes again.
+
+    `clean` is the version it handed over, None where the file was unclean.
+    """
 
     session: int
     request: int
@@ -27,6 +30,7 @@ class Hold(Struct):
     wanted: Mode
     clean: Version | None
     since_ns: int
+    answer: Grant | None = None
 
 
 class FileState(Struct):

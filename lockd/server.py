@@ -11,7 +11,7 @@ import zmq
 from common.diagnostics import Diagnostics, Strangers
 from common.errors import refused
 from common.limits import QUEUE_MESSAGES_MAX
-from common.messages import ToLockd
+from common.messages import Hello, Resume, ToLockd
 from common.moments import SteadyClock
 from common.signals import Signals
 from common.sockets import disconnections, gone, listener, receive_from, send
@@ -183,6 +183,11 @@ class Server:
             if self._strangers.count(frames[0]):
                 self._log.note(f"dropped a message of {frames[0].hex()}: {error}")
             return
+        if isinstance(message, (Hello, Resume)):
+            # A new connection may have the number of the old one, whose end then has to be taken in first.
+            self._look(self._clock.now_ns())
+            if connection >= 0:
+                self._routes[connection], self._connections[frames[0]] = frames[0], connection
         self._do(self._core.handle(frames[0], message, self._clock.now_ns()))
 
     def _do(self, effects: list[Effect]) -> None:

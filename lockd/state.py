@@ -108,7 +108,9 @@ class State:
                         execute("DELETE FROM sessions WHERE session = ?", (session,))
                     case ReplicaSeen(replica, name, host, start_count, incarnation):
                         execute(
-                            "INSERT OR REPLACE INTO replicas VALUES (?, ?, ?, ?, ?)",
+                            "INSERT INTO replicas VALUES (?, ?, ?, ?, ?) ON CONFLICT (replica) DO UPDATE SET "
+                            "name = excluded.name, host = excluded.host, start_count = excluded.start_count, "
+                            "incarnation = excluded.incarnation",
                             (replica, name, host, start_count, incarnation),
                         )
                     case InSyncChanged(file, replicas):

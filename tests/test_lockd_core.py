@@ -1127,3 +1127,31 @@ def test_of_two_who_claim_a_lock_without_a_file_the_larger_token_has_it() -> Non
     assert not b.all(Grant)
     late = desk.join("late", held=(Held("window", make_token(1, 7), "exclusive"),))
     assert not late.all(Grant) and "window" not in desk.core.locks
+
+
+def test_a_request_gets_its_grant_again_however_many_answers_came_after_it(desk: Desk) -> None:
+    a = desk.join("a")
+    grants = [a.granted(f"f{number}") for number in range(ANSWERS_KEPT_MAX + 5)]
+    a.acquire("f0", request=grants[0].request)
+    assert a.got(Grant) == grants[0]
+
+
+def test_nothing_is_given_up_while_members_may_come_back() -> None:
+    desk = restarted("a", "b")
+    c = desk.join("c", plain=True)
+    c.say(GiveUp, 90, "f", ("a", "b"))
+    assert "waits for the others to come back" in c.got(Refused).reason
+
+
+def test_after_a_rebuild_no_host_is_given_twice() -> None:
+    desk = Desk(Durable("f" * 16, 1, rebuild=1))
+    survivor = Guest(desk, "s")
+    head = Head(FIRST, make_token(1, 1), {"anna": 3, "anna#2": 1, "s": 2})
+    survivor.hello(heads={"f": head}, group=GROUP, epoch=1, own_host="anna#2", start_count=2)
+    assert survivor.welcome().host == "anna#2"
+    anna = Guest(desk, "anna")
+    anna.hello()
+    assert anna.welcome().host == "anna#3"
+    b = Guest(desk, "s", "0" * 16)
+    b.hello(replica=replica_id("other"))
+    assert "in use by a live session" in b.got(Refused).reason
