@@ -312,8 +312,12 @@ class Holder:
         head = state.head.version
         if submit.retry and (first := self._first_try(op.file, submit.retry)) is not None:
             # Under the lock of a file that is clean, or settled, nothing older than its token can come any more.
+            id_, version = first
+            if not _is_of(shared.history.record_at(op.file, version.seq), submit):
+                self._fail(op, f"{id_} is another op, and no first try of this one; look into the snapshots")
+                return
             self._release(op, changed=False)
-            op.id, op.version = first
+            op.id, op.version = id_, version
             self._finish(op, "ok", "")
             return
         if submit.verb == "restore":
@@ -482,6 +486,17 @@ class Holder:
     def _forget(self, op: Op) -> None:
         self._ops = [other for other in self._ops if other is not op]
         self._by_request = {request: other for request, other in self._by_request.items() if other is not op}
+
+
+def _is_of(record: Record, submit: Submit) -> bool:
+    """Tell whether a record can be what an op made."""
+    if record.verb != submit.verb:
+        return False
+    if submit.verb == "restore":
+        return record.of == submit.of
+    change = record.offset, record.inserted
+    lengths = (record.offset,) if submit.verb == "write" else (record.offset + 1, record.offset)
+    return any(splice(submit.verb, submit.text, length) == change for length in lengths)
 
 
 def _number(id_: str) -> int:

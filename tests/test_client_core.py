@@ -695,15 +695,21 @@ def test_an_op_that_finds_no_room_in_the_event_log_fails_and_its_id_is_told_to_n
 
 def test_a_retry_finds_the_first_try_and_does_nothing_again() -> None:
     seat, versions = with_history("one\n", "two\n", "three\n")
-    for ids, seq in ((("b:2",), 2), (("b:9", "b:1"), 1), (("z:1", "b:3"), 3)):
+    for ids, seq, text in ((("b:2",), 2, "two"), (("b:9", "b:1"), 1, "one"), (("z:1", "b:3"), 3, "three")):
         seat.submitted += 1
-        seat.feed(Submit(seat.submitted, "write", FILE, "again", 0, 10 * S, ids))
+        seat.feed(Submit(seat.submitted, "write", FILE, text, 0, 10 * S, ids))
         seat.grant(10 + seq, "b", clean=versions[3])
         finished = seat.one(Finished)
         assert (finished.outcome, finished.id, finished.version) == ("ok", f"b:{seq}", versions[seq])
         release = seat.one(Release)
         assert (release.version, release.changed) == (versions[3], False)
         assert not seat.lines() and not seat.all(Push)
+    for verb, text in (("write", "again"), ("update", "two")):
+        seat.submitted += 1
+        seat.feed(Submit(seat.submitted, verb, FILE, text, 0, 10 * S, ("b:2",)))  # type: ignore[arg-type]
+        seat.grant(14, "b", clean=versions[3])
+        finished = seat.one(Finished)
+        assert (finished.outcome, finished.reason.split(",")[0]) == ("failed", "b:2 is another op")
     seat.submitted += 1
     seat.feed(Submit(seat.submitted, "write", FILE, "again", 0, 10 * S, ("b:4", "c:1")))
     seat.grant(20, clean=versions[3])

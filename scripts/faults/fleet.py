@@ -213,7 +213,9 @@ class Fleet:
             member.is_retired = True
         for child in ending:
             child.end()
-        return self.until(lambda: all(child.ended for child in ending) and self.all_ready(), 3 * STOP_S)
+        return self.until(
+            lambda: all(self.child(child.name) is not child for child in ending) and self.all_ready(), 3 * STOP_S
+        )
 
     def read(self, name: str, file: str, seconds: float) -> str:
         """Have a client that is up read a file, as a command does; return "" if that is ok, else what is not."""
