@@ -361,7 +361,7 @@ class Holder:
     def _first_try(self, file: str, ids: tuple[str, ...]) -> tuple[str, Version] | None:
         """Return which of these ops is in the file's history, and the version it made; None if none is."""
         history = self._shared.history
-        oldest = {id_.rpartition(":")[0]: int(id_.rpartition(":")[2]) for id_ in sorted(ids, key=_number, reverse=True)}
+        oldest = {id_.rpartition(":")[0]: _number(id_) for id_ in sorted(ids, key=_number, reverse=True)}
         for seq in range(self._shared.state(file).head.version.seq, 0, -1):
             record = history.record_at(file, seq)
             host = record.id.rpartition(":")[0]
