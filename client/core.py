@@ -34,6 +34,7 @@ from client.effects import (
     PeerAnswer,
     Persisted,
     PersistFailed,
+    Reconnect,
     Remember,
     Submit,
     Timer,
@@ -57,11 +58,13 @@ from common.messages import (
     Goodbye,
     Grant,
     Hello,
+    Here,
     InSync,
     Learn,
     Member,
     Ping,
     Pong,
+    Probe,
     Push,
     Refused,
     Released,
@@ -219,6 +222,8 @@ class Client:
         shared = self._shared
         shared.connected = True
         if self._session == "joining":
+            if shared.now_ns - self._sent.get(self._hello, shared.now_ns) >= _HELLO_OLD_NS:
+                del self._sent[self._hello]
             self._say_hello()
         elif self._session == "joined":
             shared.say_again()
@@ -241,7 +246,13 @@ class Client:
         if not shared.connected:
             return
         sent_ns = self._sent.get(self._hello)
-        if sent_ns is None or shared.now_ns - sent_ns >= _HELLO_OLD_NS:
+        if sent_ns is not None and shared.now_ns - sent_ns >= _HELLO_OLD_NS:
+            # Not every connection that is dead says so.
+            del self._sent[self._hello]
+            shared.connected = False
+            shared.emit(Reconnect())
+            return
+        if sent_ns is None:
             self._hello = shared.request()
             self._sent = {self._hello: shared.now_ns}
         heads = {file: state.head for file, state in shared.files.items()}
@@ -253,10 +264,17 @@ class Client:
                 identity.name,
                 identity.incarnation,
                 ReplicaHello(
-                    identity.replica, identity.start_count, identity.endpoint, heads, durability, identity.host
+                    identity.replica,
+                    identity.start_count,
+                    identity.endpoint,
+                    heads,
+                    durability,
+                    identity.host,
+                    dict(shared.reads),
                 ),
                 identity.group,
                 identity.epoch,
+                identity.epoch_id,
                 highest,
                 (),
             )
@@ -266,16 +284,19 @@ class Client:
         shared, identity = self._shared, self._shared.identity
         if self._session != "joining" or message.request != self._hello:
             return
-        sent_ns = self._sent.pop(message.request)
+        sent_ns = self._sent.pop(message.request, None)
+        if sent_ns is None:
+            return
         self._ttl_ns = message.ttl_ms * 1_000_000
         self._holder.silence_ns = self._ttl_ns // 3
         self._lease_ns = sent_ns + self._ttl_ns
         self._next_ns, self._first_pings = shared.now_ns, _FIRST_PINGS
-        identity.group, identity.epoch, identity.host = message.group, message.epoch, message.host
+        identity.group, identity.epoch, identity.epoch_id = message.group, message.epoch, message.epoch_id
+        identity.host = message.host
         if identity.replica != message.replica:
-            shared.emit(Note(f"this directory is a copy; its replica is {message.replica} now"))
+            shared.emit(Note(f"this directory is a copy, or an old one; its replica is {message.replica} now"))
             identity.replica = message.replica
-        shared.emit(Remember(identity.replica, identity.host, identity.group, identity.epoch))
+        shared.emit(Remember(identity.replica, identity.host, identity.group, identity.epoch, identity.epoch_id))
         shared.session = message.session
         self._session = "joined"
         self._synchronize(sent_ns, message.time_us)
@@ -375,6 +396,9 @@ class Client:
             case Ended():
                 if message.session == shared.session:
                     self._lost(message.reason)
+            case Probe():
+                if message.session == shared.session:
+                    shared.tell_lockd(Here(shared.identity.epoch, shared.session))
             case _:
                 assert_never(message)
 

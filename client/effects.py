@@ -122,6 +122,11 @@ class Remember(Value, frozen=True):
     host: str
     group: str
     epoch: int
+    epoch_id: str
+
+
+class Reconnect(Value, frozen=True):
+    """Connect with lockd anew: what is sent along this connection is not answered."""
 
 
 class Finished(Value, frozen=True):
@@ -161,6 +166,7 @@ Effect = (
     | Flush
     | ReadFile
     | Remember
+    | Reconnect
     | Finished
     | Joined
     | JoinRefused

@@ -184,6 +184,7 @@ class Holder:
         if op is None or op.stage != "releasing":
             return
         if message.current:
+            self._shared.reads[op.file] = op.clock
             self._finish(op, "ok", "")
         else:
             self._finish(op, "failed", "its lock was lost before the read ended; try again")
@@ -295,7 +296,8 @@ class Holder:
         op.id = self._new_id()
         shared.clock = merge(shared.clock, op.clock)
         facts = _facts(op, version) + format_pairs([("snapshot", f"{op.file}@{version.seq}")])
-        shared.log(shared.stamp_us(), shared.tick(), "read", facts)
+        op.clock = shared.tick()
+        shared.log(shared.stamp_us(), op.clock, "read", facts)
         number = op.submit.op
 
         def then() -> None:

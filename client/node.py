@@ -35,6 +35,7 @@ from client.effects import (
     Persisted,
     PersistFailed,
     ReadFile,
+    Reconnect,
     Remember,
     SendLockd,
     SendReplica,
@@ -138,6 +139,7 @@ class Node:
             host=str(meta.get("host", "")),
             group=str(meta.get("group", "")),
             epoch=int(meta.get("epoch", 0)),
+            epoch_id=str(meta.get("epoch_id", "")),
             ops=self._events.end.ops,
         )
 
@@ -346,9 +348,12 @@ class Node:
                     self._connect(member.replica, member.endpoint, member.incarnation)
                 case Disconnect(replica):
                     self._disconnect(replica)
-                case Remember(replica, host, group, epoch):
+                case Remember(replica):
                     self._route = replica + self._identity.incarnation
-                    self._remember(replica, host, group, epoch)
+                    self._remember(effect)
+                case Reconnect():
+                    self._lockd.disconnect(self.lockd)
+                    self._lockd.connect(self.lockd)
                 case Joined():
                     self._joined = True
                     if self._listener not in self._poller:
@@ -403,11 +408,20 @@ class Node:
         self._events.cut(log_size)
         return self._core.handle(PersistFailed(ticket, reason), self.now_ns())
 
-    def _remember(self, replica: str, host: str, group: str, epoch: int) -> None:
+    def _remember(self, us: Remember) -> None:
         """Keep who we are, and by which name and at which lockd: these have proved right just now."""
-        proved = {"name": self._identity.name, "lockd": self.lockd}
         try:
-            self._journal.set_meta({"replica_id": replica, "host": host, "group": group, "epoch": epoch, **proved})
+            self._journal.set_meta(
+                {
+                    "replica_id": us.replica,
+                    "host": us.host,
+                    "group": us.group,
+                    "epoch": us.epoch,
+                    "epoch_id": us.epoch_id,
+                    "name": self._identity.name,
+                    "lockd": self.lockd,
+                }
+            )
         except StorageError as error:
             raise refused(str(error)) from None
 

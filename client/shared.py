@@ -31,12 +31,16 @@ class Identity:
     host: str = ""
     group: str = ""
     epoch: int = 0
+    epoch_id: str = ""
     ops: int = 0
 
 
 @dataclass(slots=True)
 class Shared:
-    """State that more than one part reads. `files` changes only when a Persist has come back."""
+    """State that more than one part reads. `files` changes only when a Persist has come back.
+
+    `reads` are our clocks at the last read of each file: lockd may lose what readers left.
+    """
 
     identity: Identity
     history: History
@@ -46,6 +50,7 @@ class Shared:
     members: Mapping[str, Member] = field(default_factory=dict)
     hosts: dict[str, str] = field(default_factory=dict)
     clock_before: Clock = field(default_factory=dict)
+    reads: dict[str, Clock] = field(default_factory=dict)
     session: int = 0
     now_ns: int = 0
     offset_ns: int = 0

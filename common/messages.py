@@ -30,7 +30,8 @@ class Head(Part, frozen=True):
 class ReplicaHello(Part, frozen=True):
     """The replica's part of a hello. `start_count` counts the starts of this data directory, from 1.
 
-    `own_host` is its component in vector clocks, "" before its first session.
+    `own_host` is its component in vector clocks, "" before its first session. `reads` are, of the files that this
+    process has read, its clocks at the last time.
     """
 
     replica: str
@@ -39,6 +40,7 @@ class ReplicaHello(Part, frozen=True):
     heads: Mapping[str, Head]
     durability: Literal["disk", "memory"]
     own_host: str
+    reads: Mapping[str, Clock]
 
 
 class Member(Part, frozen=True):
@@ -64,6 +66,7 @@ class Held(Part, frozen=True):
 class Hello(Message, frozen=True, tag=1):
     """Open a session. `group`, `epoch` and `highest_token` are what the client has last seen; "" and 0 at first.
 
+    `epoch_id` is what that epoch's Welcome had: the number alone would fit a lockd on an old copy of its state too.
     `held` are its locks without a file: after a restart of lockd they are taken over, see Grant.
     """
 
@@ -73,6 +76,7 @@ class Hello(Message, frozen=True, tag=1):
     replica: ReplicaHello | None
     group: str
     epoch: Number
+    epoch_id: str
     highest_token: Number
     held: tuple[Held, ...]
 
@@ -176,7 +180,14 @@ class GiveUp(Message, frozen=True, tag=10):
     hosts: tuple[str, ...]
 
 
-ToLockd = Hello | Goodbye | Ping | Acquire | Cancel | Release | Drop | Report | Resume | GiveUp
+class Here(Message, frozen=True, tag=11):
+    """Answer to Probe: the session's process is alive."""
+
+    epoch: Number
+    session: Number
+
+
+ToLockd = Hello | Goodbye | Ping | Acquire | Cancel | Release | Drop | Report | Resume | GiveUp | Here
 
 # lockd to client
 
@@ -185,10 +196,12 @@ class Welcome(Message, frozen=True, tag=33):
     """The session is open. `host` is the client's component in vector clocks, `view` the live replicas.
 
     `replica` is the replica id in force: another than the hello's where the data directory was a copy,
-    "" without a replica. `time_us` is lockd's clock, in microseconds since 1970, as in every message.
+    "" without a replica. `time_us` is lockd's clock, in microseconds since 1970, as in every message. `epoch_id` was
+    drawn at random when the epoch began.
     """
 
     epoch: Number
+    epoch_id: str
     session: Number
     request: Number
     group: str
@@ -295,7 +308,16 @@ class Ended(Message, frozen=True, tag=44):
     reason: str
 
 
-FromLockd = Welcome | Pong | Grant | Refused | Released | InSync | View | Learn | Admitted | Settle | Stale | Ended
+class Probe(Message, frozen=True, tag=45):
+    """Another process says hello as this session's replica: answer with Here at once, or it takes your place."""
+
+    epoch: Number
+    session: Number
+
+
+FromLockd = (
+    Welcome | Pong | Grant | Refused | Released | InSync | View | Learn | Admitted | Settle | Stale | Ended | Probe
+)
 
 # Replica to replica
 

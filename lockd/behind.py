@@ -1,4 +1,4 @@
-"""What lockd writes behind: grants.log, and the clocks that its locks' holders left.
+"""What lockd writes behind: grants.log, and what its locks' holders left (their clocks above all).
 
 Theory of operation. Whatever comes up is first put into `pending`, a small file mapped into memory: a store
 instead of a system call, and yet the system's, so that a killed lockd loses nothing. `flush` writes it to its
@@ -22,13 +22,13 @@ from typing import Final
 
 from msgspec import DecodeError
 
-from common.clock import Clock
 from common.errors import EXIT_CRASHED, CommandError
 from common.grantlog import GrantLine, format_grant, parse_grant
 from common.wire import pack, unpacker
-from lockd.effects import KeepClocks
+from lockd.effects import KeepLeft
 
-_VERSION: Final = 1
+_VERSION: Final = 2
+_CLOCKS_VERSION: Final = 2
 _HEADER: Final = struct.Struct("<IIqq")
 _ENTRY: Final = struct.Struct("<qI")
 _BASE_AT: Final = 8
@@ -37,11 +37,10 @@ _LINES_MAX: Final = 64
 _SCAN_BYTES_MAX: Final = 64 * 1024 * 1024
 """So much of grants.log is read where nothing says which grants were in force: after a power cut."""
 
-_Entry = GrantLine | KeepClocks
+_Entry = GrantLine | KeepLeft
 _decode_line: Final = unpacker(GrantLine)
-_decode_clocks: Final = unpacker(KeepClocks)
-_decode_clock: Final = unpacker(dict[str, int])
-_LINE, _CLOCKS = b"L", b"C"
+_decode_left: Final = unpacker(KeepLeft)
+_LINE, _LEFT = b"L", b"C"
 
 
 class Behind:
@@ -50,7 +49,7 @@ class Behind:
     def __init__(self, directory: Path) -> None:
         """Open or make them, write what a kill left pending, and find the grants in force. Raises OSError."""
         self.holds: list[GrantLine] = []
-        self.clocks: dict[str, tuple[Clock, Clock]] = {}
+        self.left: dict[str, KeepLeft] = {}
         self.notes: list[str] = []
         self.waiting = 0
         self._path = directory / "grants.log"
@@ -59,7 +58,7 @@ class Behind:
         self._pending = _map(directory / "pending")
         self._database = self._open_clocks(directory / "clocks")
         self._lines: list[GrantLine] = []
-        self._dirty: dict[str, KeepClocks] = {}
+        self._dirty: dict[str, KeepLeft] = {}
         self._open: dict[int, int] = {}
         self._base = self._end = 0
         self._recover()
@@ -72,10 +71,10 @@ class Behind:
         if self.waiting >= _LINES_MAX:
             self.flush()
 
-    def keep(self, clocks: KeepClocks) -> None:
+    def keep(self, left: KeepLeft) -> None:
         """Take in what a lock's holders left. Raises CommandError."""
-        self._put(_CLOCKS + pack(clocks))
-        self._dirty[clocks.lock] = clocks
+        self._put(_LEFT + pack(left))
+        self._dirty[left.lock] = left
         self.waiting += 1
 
     def flush(self) -> None:
@@ -85,7 +84,7 @@ class Behind:
         data = "".join([format_grant(line) + "\n" for line in self._lines]).encode()
         try:
             self._write(data)
-            self._write_clocks()
+            self._write_left()
         except (OSError, sqlite3.Error) as error:
             name, reason = ("grants.log", error.strerror) if isinstance(error, OSError) else ("clocks", str(error))
             raise CommandError(EXIT_CRASHED, f"{name} cannot be written ({reason}); make room, start again") from None
@@ -156,9 +155,8 @@ class Behind:
                     if data[:1] == _LINE:
                         self._lines.append(_decode_line(data[1:]))
                     else:
-                        clocks = _decode_clocks(data[1:])
-                        self._dirty[clocks.lock] = clocks
-                        self.clocks[clocks.lock] = clocks.writers, clocks.readers
+                        left = _decode_left(data[1:])
+                        self._dirty[left.lock] = self.left[left.lock] = left
                 except (DecodeError, ValueError, TypeError):
                     break
                 self.waiting += 1
@@ -210,7 +208,7 @@ class Behind:
             start = end + -end % 8
         return found
 
-    # Clocks
+    # What holders left
 
     def _open_clocks(self, path: Path) -> sqlite3.Connection:
         """Open the clocks, and read them; anew where they are damaged, as a power cut can leave them."""
@@ -221,28 +219,28 @@ class Behind:
                 database.execute("PRAGMA synchronous = OFF")
                 version = database.execute("PRAGMA user_version").fetchone()[0]
                 if version == 0:
-                    database.execute("CREATE TABLE clocks (lock TEXT PRIMARY KEY, writers BLOB, readers BLOB)")
-                    database.execute(f"PRAGMA user_version = {_VERSION}")
-                for lock, writers, readers in database.execute("SELECT lock, writers, readers FROM clocks"):
-                    self.clocks[lock] = _decode_clock(writers), _decode_clock(readers)
+                    database.execute("CREATE TABLE locks (lock TEXT PRIMARY KEY, holders_left BLOB)")
+                    database.execute(f"PRAGMA user_version = {_CLOCKS_VERSION}")
+                for lock, left in database.execute("SELECT lock, holders_left FROM locks"):
+                    self.left[lock] = _decode_left(left)
             except (sqlite3.Error, DecodeError, ValueError, TypeError) as error:
                 database.close()
                 if last:
                     raise OSError(0, f"{path}: {error}") from None
                 self.notes.append(f"{path} is damaged ({error}); the clocks come back with the clients")
-                self.clocks.clear()
+                self.left.clear()
                 for end in ("", "-wal", "-shm"):
                     Path(f"{path}{end}").unlink(missing_ok=True)
             else:
                 break
         return database
 
-    def _write_clocks(self) -> None:
+    def _write_left(self) -> None:
         if self._dirty:
             self._database.execute("BEGIN")
             self._database.executemany(
-                "INSERT OR REPLACE INTO clocks VALUES (?, ?, ?)",
-                [(each.lock, pack(each.writers), pack(each.readers)) for each in self._dirty.values()],
+                "INSERT OR REPLACE INTO locks VALUES (?, ?)",
+                [(left.lock, pack(left)) for left in self._dirty.values()],
             )
             self._database.execute("COMMIT")
 

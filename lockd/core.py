@@ -36,12 +36,14 @@ from common.messages import (
     Goodbye,
     Grant,
     Hello,
+    Here,
     InSync,
     Learn,
     Member,
     Mode,
     Ping,
     Pong,
+    Probe,
     Refused,
     Release,
     Released,
@@ -62,7 +64,7 @@ from lockd.effects import (
     Durable,
     Effect,
     InSyncChanged,
-    KeepClocks,
+    KeepLeft,
     LogGrant,
     Note,
     Persist,
@@ -76,6 +78,8 @@ from lockd.locks import FileState, Hold, Lock, Waiter, new_file
 
 _RECONNECT_NS: Final = 25_000_000
 """A client whose connection is down has so long to come back; one that lives needs half of it on one machine."""
+_PROBE_NS: Final = 500_000_000
+"""A process has so long to tell that it is alive, where another claims its place."""
 _STALL_NS: Final = 200_000_000
 """A timer that fires so late tells that lockd itself was stalled, not its clients."""
 
@@ -98,12 +102,22 @@ class Session:
     answers: OrderedDict[int, FromLockd] = field(default_factory=OrderedDict)
 
 
+@dataclass(slots=True)
+class Contender:
+    """A process that says hello as a replica whose session seems alive, until that is known."""
+
+    route: bytes
+    hello: Hello
+    until_ns: int
+
+
 class Lockd:
     """The lock server of one group."""
 
     def __init__(self, durable: Durable, ttl_ns: int) -> None:
         """Start in `durable.epoch` with leases of `ttl_ns` nanoseconds."""
         self.epoch = durable.epoch
+        self.epochs = dict(durable.epochs)
         self.group = durable.group
         self.ttl_ns = ttl_ns
         self.sessions: dict[int, Session] = {}
@@ -120,12 +134,16 @@ class Lockd:
         self._before = {line.token: line for line in durable.holds}
         self._claims: dict[str, dict[int, tuple[int, Mode]]] = {}
         self._rebuild = durable.rebuild
+        self._rebuild_ns = 0
         self._survivors: dict[str, tuple[bytes, Hello]] = {}
+        self._contenders: dict[str, Contender] = {}
         self._early: dict[tuple[int, int], tuple[Acquire, int]] = {}
         self.waiters = 0
         for file, in_sync in durable.in_sync.items():
-            writers, readers = durable.clocks.get(file, ({}, {}))
-            self.locks[file] = Lock(file, "file", FileState(in_sync), writers_clock=writers, readers_clock=readers)
+            lock = self.locks[file] = Lock(file, "file", FileState(in_sync))
+            if lock.file and (left := durable.left.get(file)) is not None:
+                lock.writers_clock, lock.readers_clock = left.writers, left.readers
+                lock.file.acked, lock.file.acked_token = left.acked, left.acked_token
 
     # Entry points
 
@@ -135,6 +153,7 @@ class Lockd:
         Those without a file are for their holders to claim meanwhile.
         """
         self._out = []
+        self._rebuild_ns = now_ns + self.ttl_ns
         files = [token for token, line in self._before.items() if line.lock in self.locks or not self._expected]
         self._void(files, now_ns)
         if self._expected:
@@ -154,6 +173,7 @@ class Lockd:
             self._hello(route, message, now_ns)
             return self._out
         if isinstance(message, Goodbye) and message.session == 0:
+            self._forget_contender(route)
             if (leaving := self._by_route.get(route)) is not None:
                 self._end(leaving, "it said goodbye", now_ns)
             return self._out
@@ -186,6 +206,8 @@ class Lockd:
                 self._give_up(session, message, now_ns)
             case Resume():
                 self._resume(session, message, now_ns)
+            case Here():
+                self._decide_contest(session, now_ns, alive=True)
             case Goodbye():
                 self._end(session, "it said goodbye", now_ns)
             case _:
@@ -199,9 +221,12 @@ class Lockd:
         holder keeps its whole lease.
         """
         self._out = []
+        self._forget_contender(route)
         session = self._by_route.get(route)
         if session is not None:
             session.connected = False
+            self._decide_contest(session, now_ns, alive=False)
+        if session is not None and session.id in self.sessions:
             if all(self.locks[name].file for name in session.holds.values()):
                 session.deadline_ns = min(session.deadline_ns, now_ns + _RECONNECT_NS)
                 heapq.heappush(self._timers, (session.deadline_ns, session.id, 0))
@@ -210,8 +235,10 @@ class Lockd:
     def handle_timer(self, now_ns: int) -> list[Effect]:
         """Expire what is due at `now_ns`; the driver has drained its inbox before."""
         self._out = []
-        if self._timers and now_ns - self._timers[0][0] > _STALL_NS:
-            stall_ns = now_ns - self._timers[0][0]
+        stall_ns = now_ns - self._timers[0][0] if self._timers else 0
+        if stall_ns <= _STALL_NS:
+            stall_ns = 0
+        else:
             self._out.append(Note(f"stalled for {stall_ns / 1e9:.3f} s; all leases are longer by that"))
             for session in self.sessions.values():
                 # Nobody knows when the stall began: each has the time to send one more ping.
@@ -219,6 +246,9 @@ class Lockd:
         while self._timers and self._timers[0][0] <= now_ns:
             _, session_id, request = heapq.heappop(self._timers)
             if session_id == 0:
+                if stall_ns:
+                    heapq.heappush(self._timers, (now_ns + self.ttl_ns // 2, 0, 0))
+                    continue
                 self._arrived(now_ns, set(self._expected))
                 continue
             due = self.sessions.get(session_id)
@@ -231,6 +261,7 @@ class Lockd:
                 self._wait_over(due, request, now_ns)
             elif due.deadline_ns > now_ns:
                 heapq.heappush(self._timers, (due.deadline_ns, session_id, 0))
+                self._decide_contest(due, now_ns, alive=False)
             else:
                 lost = f"its lease of {self.ttl_ns / 1e9:g} s ran out"
                 self._end(due, lost if due.connected else "its connection is down", now_ns)
@@ -255,14 +286,18 @@ class Lockd:
     def _survived(self, route: bytes, hello: Hello, now_ns: int) -> None:
         """Take in a replica of a group whose lockd has lost its state; begin when all are here."""
         replica = hello.replica
+        problem = ""
         if replica is None or not replica.own_host or not hello.group:
             problem = "lockd has lost its state, and waits for the replicas to rebuild it from; try again later"
+        for _, other in self._survivors.values() if not problem else ():
+            same_epoch = other.epoch == hello.epoch and other.epoch_id != hello.epoch_id
+            if other.group != hello.group or same_epoch:
+                problem = "lockd is being rebuilt from replicas of another group"
+        if problem or replica is None:
             self._send(route, Refused(self.epoch, hello.request, problem))
             return
-        if any(other.group != hello.group for _, other in self._survivors.values()):
-            problem = "lockd is being rebuilt from replicas of another group"
-            self._send(route, Refused(self.epoch, hello.request, problem))
-            return
+        if now_ns < self._rebuild_ns:
+            return  # a holder under the lost lockd's lease may change yet what this one has
         if replica.replica not in self._survivors:
             self._out.append(Note(f"{replica.own_host} is here, {len(self._survivors) + 1} of {self._rebuild}"))
         self._survivors[replica.replica] = route, hello
@@ -270,8 +305,10 @@ class Lockd:
             return
         survivors, self._survivors, self._rebuild = list(self._survivors.values()), {}, 0
         self.group = hello.group
+        epoch_id = self.epochs.get(self.epoch, "")
         self.epoch = 1 + max(max(other.epoch, token_epoch(other.highest_token)) for _, other in survivors)
-        changes: list[Change] = [Rebuilt(self.group, self.epoch)]
+        self.epochs = {other.epoch: other.epoch_id for _, other in survivors} | {self.epoch: epoch_id}
+        changes: list[Change] = [Rebuilt(self.group, self.epoch, self.epochs)]
         heads: dict[str, list[tuple[int, int, bytes, str]]] = {}
         hosts: set[str] = set()
         for _, other in survivors:
@@ -300,7 +337,8 @@ class Lockd:
         for survivor, other in survivors:
             self._hello(survivor, other, now_ns)
 
-    def _hello(self, route: bytes, hello: Hello, now_ns: int) -> None:
+    def _hello(self, route: bytes, hello: Hello, now_ns: int, alive: bool | None = None) -> None:
+        """Open a session; `alive` tells, once that is known, whether the replica's older one has its process yet."""
         if self._rebuild:
             self._survived(route, hello, now_ns)
             return
@@ -315,7 +353,12 @@ class Lockd:
                 self._reconnected(running, now_ns)
             return
         replica = hello.replica
-        replica_id, known = self._identify(replica, hello.incarnation) if replica else ("", None)
+        replica_id, known = "", None
+        if replica:
+            is_copy = alive or self._is_copy(replica, hello.incarnation)
+            if alive is None and not is_copy and self._contest(route, replica.replica, hello, now_ns):
+                return
+            replica_id, known = self._identify(replica, hello.incarnation, is_copy)
         problem = self._hello_problem(hello, running, replica_id)
         if problem:
             self._send(route, Refused(self.epoch, hello.request, problem))
@@ -329,7 +372,9 @@ class Lockd:
         number, host, member = self._last_session, hello.name, None
         if replica:
             if replica_id != replica.replica:
-                self._out.append(Note(f"{hello.name} runs on a copied directory; its replica is {replica_id} now"))
+                self._out.append(
+                    Note(f"{hello.name} runs on a copied directory, or on an old one; its replica is {replica_id} now")
+                )
             host = known.host if known else self._new_host(hello.name)
             seen = ReplicaSeen(replica_id, hello.name, host, replica.start_count, hello.incarnation)
             self._replicas[replica_id] = seen
@@ -407,7 +452,8 @@ class Lockd:
             if not live:
                 continue
             lock = self.locks[name] = Lock(name, "plain")
-            for token in sorted(live, reverse=True):
+            # Before all others come those of which grants.log tells; a power cut can have taken its end.
+            for token in sorted(live, key=lambda token: (token in self._before, token), reverse=True):
                 number, mode = live[token]
                 if not lock.admits(mode):
                     continue
@@ -438,15 +484,60 @@ class Lockd:
             self._tell_what_to_learn(session)
         self._send(session.route, Pong(self.epoch, message.request, now_ns // 1000))
 
-    def _identify(self, replica: ReplicaHello, incarnation: str) -> tuple[str, ReplicaSeen | None]:
+    def _is_copy(self, replica: ReplicaHello, incarnation: str) -> bool:
+        """Tell whether a directory that starts is not the replica's: an older start, or less than that has acked."""
+        known = self._replicas.get(replica.replica)
+        if known is None or incarnation == known.incarnation:
+            return False
+        if replica.start_count <= known.start_count:
+            return True
+        for name, lock in self.locks.items():
+            file = lock.file
+            if file and file.acked_token and replica.replica in file.in_sync:
+                head = replica.heads.get(name)
+                if head is None or head.follows < file.acked_token or head.version.seq < file.acked.seq:
+                    return True
+        return False
+
+    def _contest(self, route: bytes, replica: str, hello: Hello, now_ns: int) -> bool:
+        """Where the replica's session seems alive, ask whether it is; return whether its answer is waited for.
+
+        If it is, the process that says hello runs on a copy. If not, the connection has not told us yet.
+        """
+        older = self._by_replica.get(replica)
+        if older is None or not older.connected or older.incarnation == hello.incarnation:
+            return False
+        contender = self._contenders.get(replica)
+        if contender is None or contender.hello.incarnation != hello.incarnation:
+            until_ns = now_ns + min(self.ttl_ns, _PROBE_NS)
+            self._contenders[replica] = Contender(route, hello, until_ns)
+            heapq.heappush(self._timers, (until_ns, older.id, 0))
+            self._send(older.route, Probe(self.epoch, older.id))
+        else:
+            contender.route, contender.hello = route, hello
+        return True
+
+    def _decide_contest(self, older: Session, now_ns: int, alive: bool) -> None:
+        contender = self._contenders.get(older.member.replica) if older.member else None
+        if contender is None or not (alive or now_ns >= contender.until_ns or not older.connected):
+            return
+        assert older.member is not None
+        del self._contenders[older.member.replica]
+        self._hello(contender.route, contender.hello, now_ns, alive)
+
+    def _forget_contender(self, route: bytes) -> None:
+        for replica, contender in list(self._contenders.items()):
+            if contender.route == route:
+                del self._contenders[replica]
+
+    def _identify(self, replica: ReplicaHello, incarnation: str, is_copy: bool) -> tuple[str, ReplicaSeen | None]:
         """Return the replica id in force, and what is known of it.
 
-        A directory that starts, but not as a later start than the last one seen, is a copy: it gets an id of its
-        own, the same for every hello of this start, and takes nothing from the replica that it was copied from.
+        A copy gets an id of its own, the same for every hello of this start, and takes nothing from the replica that
+        it was copied from.
         """
-        known = self._replicas.get(replica.replica)
-        if known is None or replica.start_count > known.start_count or incarnation == known.incarnation:
-            return replica.replica, known
+        if not is_copy:
+            return replica.replica, self._replicas.get(replica.replica)
         copy = hashlib.blake2b(f"{replica.replica} {incarnation}".encode(), digest_size=8).hexdigest()
         return copy, self._replicas.get(copy)
 
@@ -460,10 +551,16 @@ class Lockd:
                 "its data directory belongs to another group; use an empty one "
                 "(or has lockd lost its state? start it with --rebuild)"
             )
-        if hello.epoch > self.epoch or hello.highest_token > make_token(self.epoch, self._counter):
+        seen = max(hello.epoch, token_epoch(hello.highest_token))
+        if seen > self.epoch or hello.highest_token > make_token(self.epoch, self._counter):
             return (
-                f"lockd's state is older than what {hello.name} has seen (epoch {self.epoch} against "
-                f"token {format_token(hello.highest_token)}); start lockd on its newest data directory"
+                f"lockd's state is older than what {hello.name} has seen (epoch {self.epoch} against {seen}); "
+                "start lockd on its newest data directory"
+            )
+        if hello.epoch and self.epochs.get(hello.epoch, "") != hello.epoch_id:
+            return (
+                f"lockd's state does not know of the epoch {hello.epoch} that {hello.name} has seen: one of the two is "
+                "an old copy, or was one; start lockd on its newest data directory"
             )
         same = running is not None and (
             running.incarnation == hello.incarnation
@@ -492,6 +589,7 @@ class Lockd:
     def _welcome(self, session: Session, now_ns: int) -> Welcome:
         return Welcome(
             self.epoch,
+            self.epochs.get(self.epoch, ""),
             session.id,
             session.hello,
             self.group,
@@ -530,6 +628,7 @@ class Lockd:
             del self._by_name[session.name]
         if session.member and self._by_replica.get(session.member.replica) is session:
             del self._by_replica[session.member.replica]
+            self._contenders.pop(session.member.replica, None)
             for lock in self.locks.values():
                 if lock.file:
                     lock.file.reports.pop(session.member.replica, None)
@@ -729,29 +828,32 @@ class Lockd:
             lock.writers_clock, lock.readers_clock = merge(lock.writers_clock, message.clock), {}
         else:
             lock.readers_clock = merge(lock.readers_clock, message.clock)
-        if message.clock:
-            self._out.append(KeepClocks(lock.name, lock.writers_clock, lock.readers_clock))
-        self._let_go(lock, hold, message.version, message.acked, now_ns)
+        self._let_go(lock, hold, message, now_ns)
         if message.confirm:
             self._answer(session, message.request, Released(self.epoch, message.request, True))
         self._advance(lock, now_ns)
 
-    def _let_go(self, lock: Lock, hold: Hold, version: Version, acked: tuple[str, ...], now_ns: int) -> None:
-        """Take the hold away and decide what the file is now."""
+    def _let_go(self, lock: Lock, hold: Hold, message: Release, now_ns: int) -> None:
+        """Take the hold away, decide what the file is now, and keep that before the log tells of it."""
         session = self.sessions[hold.session]
         del lock.holds[hold.token]
         del session.holds[hold.token]
+        file, version, admitted = lock.file, message.version, []
+        if file and hold.mode == "exclusive" and session.member and version != hold.clean:
+            if set(message.acked).issuperset(file.in_sync):
+                file.clean, file.clean_token = version, hold.token
+                file.acked, file.acked_token = version, hold.token
+                admitted = [r for r in message.acked if r in self._by_replica and r not in file.in_sync]
+            else:
+                file.clean = None
+        if message.clock:
+            self._keep_left(lock)
         self._log("release", lock, hold, now_ns)
-        file = lock.file
-        if file is None or hold.mode == "shared" or session.member is None:
-            return
-        if version == hold.clean:
-            return
-        if set(acked).issuperset(file.in_sync):
-            file.clean, file.clean_token = version, hold.token
-            self._admit(lock, [r for r in acked if r in self._by_replica and r not in file.in_sync])
-        else:
-            file.clean = None
+        self._admit(lock, admitted)
+
+    def _keep_left(self, lock: Lock) -> None:
+        acked, token = (lock.file.acked, lock.file.acked_token) if lock.file else (EMPTY, 0)
+        self._out.append(KeepLeft(lock.name, lock.writers_clock, lock.readers_clock, acked, token))
 
     def _cancel(self, session: Session, request: int, now_ns: int) -> None:
         self._early.pop((session.id, request), None)
@@ -799,9 +901,9 @@ class Lockd:
             self._persist(InSyncChanged(lock.name, replicas))
 
     def _admit(self, lock: Lock, replicas: list[str]) -> None:
-        assert lock.file is not None
         if not replicas:
             return
+        assert lock.file is not None
         self._set_in_sync(lock, (*lock.file.in_sync, *replicas))
         for replica in replicas:
             lock.file.reports.pop(replica, None)
@@ -839,6 +941,8 @@ class Lockd:
             if file is None:
                 continue
             head = hello.heads.get(lock.name)
+            if read := hello.reads.get(lock.name):
+                lock.readers_clock = merge(lock.readers_clock, read)
             if replica in file.in_sync:
                 if head and not lock.writers_clock:
                     lock.writers_clock = head.clock
@@ -915,7 +1019,8 @@ class Lockd:
         self._out.append(Note(f"{session.name} gave up what {lost} alone had of {lock.name}"))
         self._answer(session, message.request, InSync(self.epoch, message.request, True, best))
         assert lock.file is not None
-        lock.file.clean = None
+        lock.file.clean, lock.file.acked, lock.file.acked_token = None, EMPTY, 0
+        self._keep_left(lock)
         for replica in best:
             lock.file.reports.pop(replica, None)
             self._send(self._by_replica[replica].route, Admitted(self.epoch, lock.name))

@@ -10,6 +10,7 @@ from dataclasses import field
 from common.clock import Clock
 from common.grantlog import GrantLine
 from common.messages import FromLockd
+from common.records import Version
 from common.values import Value
 
 
@@ -45,10 +46,11 @@ class InSyncChanged(Value, frozen=True):
 
 
 class Rebuilt(Value, frozen=True):
-    """The state was lost: this is the group of its replicas, and an epoch behind every one of theirs."""
+    """The state was lost: this is the group of its replicas, an epoch behind every one of theirs, and all their ids."""
 
     group: str
     epoch: int
+    epochs: dict[int, str]
 
 
 Change = Rebuilt | ReplicaSeen | SessionOpened | SessionEnded | InSyncChanged
@@ -58,19 +60,20 @@ Change = Rebuilt | ReplicaSeen | SessionOpened | SessionEnded | InSyncChanged
 class Durable:
     """What lockd knows at its start: `epoch` is the new one, already on disk.
 
-    `sessions` were open when the last lockd ended, `holds` (their grants) in force; `clocks` are what each lock's
-    writers and readers left. The last two are written behind: a power cut can take their ends. With `rebuild` all this
-    was lost: it is taken from that many replicas.
+    `epochs` are the random ids of all epochs, this one's too. `sessions` were open when the last lockd ended, `holds`
+    (their grants) in force; `left` is what each lock's holders left. The last two are written behind: a power cut can
+    take their ends. With `rebuild` all this was lost: it is taken from that many replicas.
     """
 
     group: str
     epoch: int
+    epochs: dict[int, str] = field(default_factory=dict)
     last_session: int = 0
     replicas: dict[str, ReplicaSeen] = field(default_factory=dict)
     in_sync: dict[str, tuple[str, ...]] = field(default_factory=dict)
     sessions: dict[int, SessionOpened] = field(default_factory=dict)
     holds: list[GrantLine] = field(default_factory=list)
-    clocks: dict[str, tuple[Clock, Clock]] = field(default_factory=dict)
+    left: dict[str, "KeepLeft"] = field(default_factory=dict)
     rebuild: int = 0
 
 
@@ -93,12 +96,18 @@ class LogGrant(Value, frozen=True):
     line: GrantLine
 
 
-class KeepClocks(Value, frozen=True):
-    """Keep what a lock's writers and readers left, without waiting for the disk."""
+class KeepLeft(Value, frozen=True):
+    """Keep what a lock's holders left, without waiting for the disk.
+
+    The clocks of its writers and readers, and of a file the newest version that its whole in-sync set has taken in,
+    and under which token.
+    """
 
     lock: str
     writers: Clock
     readers: Clock
+    acked: Version
+    acked_token: int
 
 
 class Note(Value, frozen=True):
@@ -107,4 +116,4 @@ class Note(Value, frozen=True):
     text: str
 
 
-Effect = Persist | Send | LogGrant | KeepClocks | Note
+Effect = Persist | Send | LogGrant | KeepLeft | Note

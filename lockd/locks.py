@@ -39,6 +39,8 @@ class FileState(Struct):
     `clean` is the version that every in-sync replica holds, None while that is not known; `clean_token` the
     token that left it so. `reports` are the learners' newest (version, followed token). `heads` are what its
     in-sync replicas had as they came, where they are not known to be equal; `astray` tells that they are not.
+    `acked` is the newest version that the whole set is known to have taken in, under `acked_token`: who has less is
+    not the replica that it says it is, but an older copy.
     """
 
     in_sync: tuple[str, ...]
@@ -48,6 +50,8 @@ class FileState(Struct):
     settle_asked: bool = False
     heads: dict[str, Version] = {}
     astray: bool = False
+    acked: Version = EMPTY
+    acked_token: int = 0
 
 
 class Lock(Struct):

@@ -18,7 +18,7 @@ from common.sockets import disconnections, gone, listener, receive_from, send
 from common.wire import WireError, decode, encode
 from lockd.behind import Behind
 from lockd.core import Lockd
-from lockd.effects import Effect, KeepClocks, LogGrant, Note, Persist, Send
+from lockd.effects import Effect, KeepLeft, LogGrant, Note, Persist, Send
 from lockd.state import State, StateError
 
 _WAIT_MS_MAX: Final = 512
@@ -80,7 +80,7 @@ class Server:
             raise refused(str(error)) from None
         if rebuild and durable.replicas:
             raise refused(f"{data} holds the state of a group; --rebuild is for an empty --data")
-        durable.holds, durable.clocks, durable.rebuild = self._behind.holds, self._behind.clocks, rebuild
+        durable.holds, durable.left, durable.rebuild = self._behind.holds, self._behind.left, rebuild
         self._core = Lockd(durable, ttl_ns)
         self._clock = SteadyClock()
         self._strangers = Strangers()
@@ -197,7 +197,7 @@ class Server:
                     self._send(effect.route, encode(effect.message))
                 case LogGrant():
                     self._behind.line(effect.line)
-                case KeepClocks():
+                case KeepLeft():
                     self._behind.keep(effect)
                 case Persist():
                     self._state.write(effect.changes)

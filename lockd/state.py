@@ -7,10 +7,11 @@ from typing import Final, assert_never
 
 from lockd.effects import Change, Durable, InSyncChanged, Rebuilt, ReplicaSeen, SessionEnded, SessionOpened
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, id TEXT);
 CREATE TABLE replicas (replica TEXT PRIMARY KEY, name TEXT, host TEXT UNIQUE, start_count INTEGER,
                        incarnation TEXT) WITHOUT ROWID;
 CREATE TABLE sessions (session INTEGER PRIMARY KEY, name TEXT, replica TEXT);
@@ -79,10 +80,14 @@ class State:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
+            self._connection.execute(
+                "INSERT INTO epochs SELECT value, ? FROM meta WHERE key = 'epoch'", (os.urandom(8).hex(),)
+            )
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
             raise StateError(f"{self._path} cannot be written ({error}); make room on the disk") from None
-        durable = Durable(str(self._meta("group")), self._number("epoch"), self._number("session"))
+        epochs = dict(self._connection.execute("SELECT epoch, id FROM epochs"))
+        durable = Durable(str(self._meta("group")), self._number("epoch"), epochs, self._number("session"))
         for row in self._connection.execute("SELECT * FROM replicas"):
             durable.replicas[row[0]] = ReplicaSeen(*row)
         for row in self._connection.execute("SELECT * FROM sessions"):
@@ -98,9 +103,11 @@ class State:
             execute("BEGIN IMMEDIATE")
             for change in changes:
                 match change:
-                    case Rebuilt(group, epoch):
+                    case Rebuilt(group, epoch, epochs):
                         execute("UPDATE meta SET value = ? WHERE key = 'group'", (group,))
                         execute("UPDATE meta SET value = ? WHERE key = 'epoch'", (epoch,))
+                        execute("DELETE FROM epochs")
+                        self._connection.executemany("INSERT INTO epochs VALUES (?, ?)", epochs.items())
                     case SessionOpened(session, name, replica):
                         execute("INSERT INTO sessions VALUES (?, ?, ?)", (session, name, replica))
                         execute("UPDATE meta SET value = ? WHERE key = 'session'", (session,))

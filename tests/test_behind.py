@@ -9,9 +9,12 @@ import pytest
 
 from common.errors import CommandError
 from common.grantlog import GrantEvent, GrantLine, format_grant
+from common.records import EMPTY, Version
 from common.tokens import make_token
 from lockd.behind import Behind
-from lockd.effects import KeepClocks
+from lockd.effects import KeepLeft
+
+LEFT = KeepLeft("notes.txt", {"a": 3}, {"b": 1}, Version(4, make_token(1, 2), b"h" * 16), make_token(1, 3))
 
 
 def killed(work: Callable[[], object]) -> None:
@@ -53,14 +56,14 @@ def test_what_is_pending_outlives_a_kill(tmp_path: Path) -> None:
         behind = Behind(tmp_path)
         for each in lines:
             behind.line(each)
-        behind.keep(KeepClocks("notes.txt", {"a": 3}, {"b": 1}))
+        behind.keep(LEFT)
 
     killed(work)
     assert log(tmp_path) == ""
     again = left(tmp_path)
     assert log(tmp_path) == text(*lines)
     assert again.holds == [line(2)]
-    assert again.clocks == {"notes.txt": ({"a": 3}, {"b": 1})}
+    assert again.left == {"notes.txt": LEFT}
     assert again.notes == ["a kill left 3 lines of grants.log pending; they are written now"]
     once_more = left(tmp_path)
     assert (log(tmp_path), once_more.notes, once_more.holds) == (text(*lines), [], [line(2)])
@@ -127,13 +130,13 @@ def test_after_a_power_cut_the_log_is_taken_as_it_is(tmp_path: Path) -> None:
 
 def test_damaged_clocks_are_begun_anew(tmp_path: Path) -> None:
     behind = Behind(tmp_path)
-    behind.keep(KeepClocks("notes.txt", {"a": 3}, {"b": 1}))
+    behind.keep(LEFT)
     behind.line(line(1))
     behind.close()
-    assert left(tmp_path).clocks == {"notes.txt": ({"a": 3}, {"b": 1})}
+    assert left(tmp_path).left == {"notes.txt": LEFT}
     (tmp_path / "clocks").write_bytes(b"damaged" * 1000)
     damaged = left(tmp_path)
-    assert damaged.clocks == {}
+    assert damaged.left == {}
     assert "is damaged" in damaged.notes[0]
     assert left(tmp_path).notes == []
 
@@ -143,14 +146,14 @@ def test_many_lines_are_written_by_themselves_and_the_oldest_grant_is_found(tmp_
         behind = Behind(tmp_path)
         behind.line(line(1))
         for counter in range(2, 400):
-            behind.keep(KeepClocks("notes.txt", {"a": counter}, {}))
+            behind.keep(KeepLeft("notes.txt", {"a": counter}, {}, EMPTY, 0))
             behind.line(line(counter))
             behind.line(line(counter, "release"))
 
     killed(work)
     again = Behind(tmp_path)
     assert again.holds == [line(1)]
-    assert again.clocks == {"notes.txt": ({"a": 399}, {})}
+    assert again.left == {"notes.txt": KeepLeft("notes.txt", {"a": 399}, {}, EMPTY, 0)}
     assert log(tmp_path).count("\n") == 1 + 2 * 398
     again.line(line(1, "expiry"))
     again.close()
@@ -160,10 +163,10 @@ def test_many_lines_are_written_by_themselves_and_the_oldest_grant_is_found(tmp_
 def test_a_clock_too_large_to_be_pending_is_kept_all_the_same(tmp_path: Path) -> None:
     behind = Behind(tmp_path)
     clock = {f"client-{number}": number + 1 for number in range(10_000)}
-    behind.keep(KeepClocks("notes.txt", clock, {}))
+    behind.keep(KeepLeft("notes.txt", clock, {}, EMPTY, 0))
     behind.line(line(1))
     behind.close()
-    assert left(tmp_path).clocks == {"notes.txt": (clock, {})}
+    assert left(tmp_path).left == {"notes.txt": KeepLeft("notes.txt", clock, {}, EMPTY, 0)}
 
 
 def test_a_full_disk_is_told_and_loses_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

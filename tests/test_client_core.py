@@ -29,6 +29,7 @@ from client.effects import (
     Persisted,
     PersistFailed,
     ReadFile,
+    Reconnect,
     Remember,
     SendLockd,
     SendReplica,
@@ -55,12 +56,14 @@ from common.messages import (
     Goodbye,
     Grant,
     Hello,
+    Here,
     InSync,
     Learn,
     Member,
     Mode,
     Ping,
     Pong,
+    Probe,
     Push,
     Refused,
     Release,
@@ -82,6 +85,7 @@ TTL_NS = 3 * S
 QUICK_NS = 60_000_000
 """So long after its welcome a session has sent its quick pings."""
 EPOCH = 1
+EPOCH_ID = "e" * 16
 GROUP = "0123456789abcdef"
 FILE = "f"
 
@@ -218,7 +222,9 @@ class Seat:
 
     def welcome(self, hello: Hello, *others: str, session: int = 1, time_us: int = 0) -> None:
         members = (member("a"), *[member(name) for name in others])
-        self.lockd(Welcome(EPOCH, session, hello.request, GROUP, 3000, "a", replica_id("a"), members, time_us))
+        self.lockd(
+            Welcome(EPOCH, EPOCH_ID, session, hello.request, GROUP, 3000, "a", replica_id("a"), members, time_us)
+        )
 
     def submit(self, verb: OpVerb, text: str = "", of: int = 0, wait_ns: int = 10 * S) -> None:
         self.submitted += 1
@@ -294,7 +300,7 @@ def test_a_session_begins_with_a_hello_and_connects_to_the_others() -> None:
     hello = seat.one(Hello)
     assert (hello.name, hello.group, hello.epoch, hello.highest_token) == ("a", "", 0, 0)
     seat.welcome(hello, "b")
-    assert seat.one(Remember) == Remember(replica_id("a"), "a", GROUP, EPOCH)
+    assert seat.one(Remember) == Remember(replica_id("a"), "a", GROUP, EPOCH, EPOCH_ID)
     assert [connect.member.host for connect in seat.all(Connect)] == ["b"]
     assert seat.one(Joined) == Joined()
     assert seat.core.joined
@@ -316,7 +322,10 @@ def test_a_hello_is_repeated_as_it_is_until_it_is_old() -> None:
     seat.pass_time(2 * S)
     requests = [hello.request for hello in seat.all(Hello)]
     assert len(requests) == 3 and len(set(requests)) == 1
+    seat.forget()
     seat.pass_time(1 * S)
+    assert len(seat.all(Reconnect)) == 1 and not seat.all(Hello), "a connection can be dead and not say so"
+    seat.feed(LockdConnected())
     assert seat.one(Hello).request != requests[0]
 
 
@@ -327,6 +336,29 @@ def test_a_welcome_to_an_older_hello_is_not_taken() -> None:
     seat.pass_time(3 * S)
     seat.welcome(first)
     assert not seat.core.joined
+    seat.feed(LockdConnected())
+    seat.welcome(first)
+    assert not seat.core.joined
+
+
+def test_a_probe_is_answered_at_once() -> None:
+    seat = Seat()
+    seat.join()
+    seat.lockd(Probe(EPOCH, 1))
+    assert seat.one(Here) == Here(EPOCH, 1)
+
+
+def test_lockd_is_told_of_what_was_read() -> None:
+    seat = Seat()
+    seat.join()
+    seat.submit("read")
+    seat.grant(1, mode="shared")
+    (line,) = seat.all(Log)
+    seat.lockd(Released(EPOCH, seat.one(Release).request, True))
+    seat.lockd(Ended(EPOCH, 1, "a test"))
+    seat.feed(Timer())
+    hello = seat.all(Hello)[-1]
+    assert hello.replica is not None and hello.replica.reads == {FILE: line.clock}
 
 
 def test_the_lease_counts_from_the_send_time() -> None:
@@ -429,7 +461,7 @@ def test_a_copied_directory_goes_on_under_its_new_replica_id() -> None:
     seat = Seat()
     seat.feed(Timer())
     hello = seat.one(Hello)
-    seat.lockd(Welcome(EPOCH, 1, hello.request, GROUP, 3000, "a#2", "c" * 16, (), 0))
+    seat.lockd(Welcome(EPOCH, EPOCH_ID, 1, hello.request, GROUP, 3000, "a#2", "c" * 16, (), 0))
     assert seat.one(Remember).replica == seat.identity.replica == "c" * 16
     assert seat.core.host == "a#2"
 

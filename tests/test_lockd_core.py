@@ -24,12 +24,14 @@ from common.messages import (
     Head,
     Held,
     Hello,
+    Here,
     InSync,
     Kind,
     Learn,
     Mode,
     Ping,
     Pong,
+    Probe,
     Refused,
     Release,
     Released,
@@ -50,6 +52,7 @@ from lockd.effects import (
     Durable,
     Effect,
     InSyncChanged,
+    KeepLeft,
     LogGrant,
     Persist,
     Rebuilt,
@@ -63,6 +66,7 @@ from lockd.locks import Hold
 S = 1_000_000_000
 TTL_NS = 3 * S
 GROUP = "0123456789abcdef"
+EPOCHS = {1: "1" * 16, 2: "2" * 16}
 FIRST = Version(1, make_token(1, 1), bytes([1] * 16))
 SECOND = Version(2, make_token(1, 2), bytes([2] * 16))
 
@@ -156,13 +160,25 @@ class Guest:
         plain: bool = False,
         own_host: str = "",
         held: tuple[Held, ...] = (),
+        epoch_id: str = "",
+        reads: dict[str, Clock] | None = None,
     ) -> None:
         self.requests += 1
-        part = ReplicaHello(replica or self.replica, start_count, "tcp://127.0.0.1:1", heads or {}, "disk", own_host)
+        part = ReplicaHello(
+            replica or self.replica, start_count, "tcp://127.0.0.1:1", heads or {}, "disk", own_host, reads or {}
+        )
         self.desk.send(
             self.route,
             Hello(
-                self.requests, self.name, self.incarnation, None if plain else part, group, epoch, highest_token, held
+                self.requests,
+                self.name,
+                self.incarnation,
+                None if plain else part,
+                group,
+                epoch,
+                epoch_id,
+                highest_token,
+                held,
             ),
         )
 
@@ -456,10 +472,13 @@ def test_a_name_in_use_is_refused_and_free_afterwards(desk: Desk) -> None:
 def test_a_replica_that_starts_again_takes_its_session_over_and_keeps_its_host(desk: Desk) -> None:
     a = desk.join("a")
     again = Guest(desk, "a", "0" * 16)
+    desk.disconnect(a)
     again.hello(replica=a.replica, start_count=2)
     assert (again.got(Welcome).host, a.got(Ended).session) == ("a", a.session)
     moved = Guest(desk, "b", "1" * 16)
     moved.hello(replica=a.replica, start_count=3)
+    assert not moved.all(Welcome)
+    desk.disconnect(again)
     assert (moved.got(Welcome).host, again.got(Ended).reason) == ("a", "its replica began a new session")
 
 
@@ -479,10 +498,74 @@ def test_a_copied_directory_gets_an_id_of_its_own_and_takes_nothing_from_the_fir
     assert (copy.got(Welcome).replica, welcome.replica) == (welcome.replica, welcome.replica)
 
 
+def test_who_claims_the_place_of_a_process_that_is_alive_runs_on_a_copy(desk: Desk) -> None:
+    a = desk.join("a")
+    copy = Guest(desk, "b", "0" * 16)
+    copy.hello(replica=a.replica, start_count=2)
+    copy.hello(replica=a.replica, start_count=2)
+    assert (a.got(Probe).session, copy.all(Welcome)) == (a.session, [])
+    a.say(Ping, 90)
+    assert not copy.all(Welcome), "the ping may have been under way for long"
+    a.say(Here)
+    assert copy.welcome().replica != a.replica
+    assert not a.all(Ended)
+
+
+def test_who_does_not_answer_loses_its_place(desk: Desk) -> None:
+    a = desk.join("a")
+    again = Guest(desk, "a", "0" * 16)
+    again.hello(replica=a.replica, start_count=2)
+    desk.pass_time(S // 4)
+    a.say(Ping, 90)
+    assert not again.all(Welcome)
+    desk.pass_time(S // 4)
+    assert (again.got(Welcome).replica, a.got(Ended).session) == (a.replica, a.session)
+
+
+def test_who_claims_a_place_and_goes_gets_none(desk: Desk) -> None:
+    a = desk.join("a")
+    for end in ("goodbye", "disconnect"):
+        again = Guest(desk, "a", "0" * 16)
+        again.hello(replica=a.replica, start_count=2)
+        if end == "goodbye":
+            desk.send(again.route, Goodbye(1, 0))
+        else:
+            desk.disconnect(again)
+        desk.pass_time(S)
+        assert not again.all(Welcome)
+    a.say(Ping, 90)
+    assert not a.all(Ended)
+
+
+def test_an_old_copy_of_a_directory_is_not_in_sync(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    a.release(a.granted("f"), FIRST, (a, b), changed=True)
+    b.say(Goodbye)
+    old = Guest(desk, "b", "0" * 16)
+    old.hello(replica=b.replica, start_count=2)
+    assert old.welcome().replica != b.replica
+    old.got(Learn)
+
+
+def test_an_old_copy_of_a_directory_is_known_after_a_restart() -> None:
+    desk = restarted("a", "b", left=KeepLeft("f", {}, {}, FIRST, FIRST.token))
+    assert desk.join("a", start_count=1, heads={"f": Head(FIRST, FIRST.token, {})}).replica == replica_id("a")
+    b = Guest(desk, "b")
+    b.hello(start_count=1, heads={"f": Head(EMPTY, FIRST.token, {})})
+    assert b.welcome().replica != b.replica
+
+
+def test_what_readers_left_comes_back_with_them() -> None:
+    desk = restarted("a", "b")
+    a, _ = desk.join("a", start_count=1), desk.join("b", start_count=1, reads={"f": {"a": 1, "b": 7}})
+    assert a.granted("f").clock == {"a": 1, "b": 7}
+
+
 @pytest.mark.parametrize(
     ("seen", "reason"),
     [
         ({"group": "f" * 16}, "another group"),
+        ({"epoch": 1, "epoch_id": "0" * 16}, "does not know of the epoch 1 that a has seen"),
         ({"epoch": 2}, "older than what a has seen"),
         ({"highest_token": make_token(1, 1)}, "older than what a has seen"),
         ({"heads": {"f": Head(FIRST, FIRST.token, {})}}, "does not know its file f"),
@@ -601,7 +684,7 @@ def test_when_all_go_off_the_first_one_back_can_go_on(desk: Desk) -> None:
     a.say(Goodbye)
     b.say(Goodbye)
     again = Guest(desk, "b", "0" * 16)
-    again.hello(replica=b.replica, start_count=2)
+    again.hello(replica=b.replica, start_count=2, heads={"f": Head(FIRST, FIRST.token, {})})
     again.welcome()
     assert set(again.granted("f").in_sync) == {a.replica, b.replica}
 
@@ -641,8 +724,14 @@ def test_a_release_of_the_version_granted_leaves_the_file_clean(desk: Desk) -> N
 
 
 def test_a_restart_of_lockd_leaves_every_file_unclean() -> None:
-    a = Guest(Desk(Durable(GROUP, 2, 7, {}, {"f": (replica_id("a"),)})), "a")
-    a.hello(group=GROUP, epoch=1, highest_token=FIRST.token, heads={"f": Head(FIRST, FIRST.token, {"a": 5})})
+    a = Guest(Desk(Durable(GROUP, 2, EPOCHS, 7, {}, {"f": (replica_id("a"),)})), "a")
+    a.hello(
+        group=GROUP,
+        epoch=1,
+        epoch_id=EPOCHS[1],
+        highest_token=FIRST.token,
+        heads={"f": Head(FIRST, FIRST.token, {"a": 5})},
+    )
     assert a.welcome().session == 8
     grant = a.granted("f", "shared")
     assert (grant.mode, grant.clean, grant.clock) == ("exclusive", None, {"a": 5})
@@ -954,16 +1043,15 @@ def test_a_request_that_is_said_again_gets_its_first_answer(desk: Desk) -> None:
 # A restart
 
 
-def restarted(
-    *names: str, holds: tuple[GrantLine, ...] = (), clocks: dict[str, tuple[Clock, Clock]] | None = None
-) -> Desk:
+def restarted(*names: str, holds: tuple[GrantLine, ...] = (), left: KeepLeft | None = None) -> Desk:
     """Return lockd in its second epoch; sessions of these replicas were open, all in sync with f."""
     replicas = tuple([replica_id(name) for name in names])
     seen = {
         replica: ReplicaSeen(replica, name, name, 0, "0" * 16) for name, replica in zip(names, replicas, strict=True)
     }
     sessions = {number: SessionOpened(number, name, replica_id(name)) for number, name in enumerate(names, 1)}
-    desk = Desk(Durable(GROUP, 2, len(names), seen, {"f": replicas}, sessions, list(holds), clocks or {}))
+    lefts = {left.lock: left} if left else {}
+    desk = Desk(Durable(GROUP, 2, EPOCHS, len(names), seen, {"f": replicas}, sessions, list(holds), lefts))
     desk.begin()
     return desk
 
@@ -1007,7 +1095,7 @@ def test_who_said_goodbye_while_lockd_was_away_is_not_waited_for() -> None:
 
 def test_a_restart_ends_in_the_log_what_was_granted_before_it_and_keeps_the_clocks() -> None:
     before = GrantLine(999 * 1_000_000, "grant", "f", "exclusive", make_token(1, 7), "b", ())
-    desk = restarted("a", holds=(before,), clocks={"f": ({"b": 4}, {"c": 2})})
+    desk = restarted("a", holds=(before,), left=KeepLeft("f", {"b": 4}, {"c": 2}, EMPTY, 0))
     (line,) = desk.lines()
     assert (line.event, line.lock, line.mode, line.token, line.client) == (
         "expiry",
@@ -1052,7 +1140,9 @@ def test_a_loss_is_given_up_only_where_it_is_one_and_by_who_knows_whose(desk: De
 
 
 def test_a_lost_state_is_rebuilt_from_the_replicas() -> None:
-    desk = Desk(Durable("f" * 16, 1, rebuild=3))
+    desk = Desk(Durable("f" * 16, 1, {1: "1" * 16}, rebuild=3))
+    desk.begin()
+    desk.pass_time(TTL_NS)
     a, b, c = (Guest(desk, name) for name in "abc")
     new, newer, older = make_token(4, 2), make_token(4, 9), make_token(3, 1)
     heads = {
@@ -1061,17 +1151,19 @@ def test_a_lost_state_is_rebuilt_from_the_replicas() -> None:
         c: {"f": Head(FIRST, newer, {})},
     }
     for guest in (a, b, a):
-        guest.hello(heads=heads[guest], group=GROUP, epoch=4, own_host=guest.name, start_count=2)
+        guest.hello(heads=heads[guest], group=GROUP, epoch=4, epoch_id="4" * 16, own_host=guest.name, start_count=2)
         assert desk.core.rebuilding and not guest.all(Welcome)
     stranger = Guest(desk, "s")
     stranger.hello()
     assert "waits for the replicas to rebuild it from" in stranger.got(Refused).reason
     stranger.hello(group="e" * 16, own_host="s")
     assert "replicas of another group" in stranger.got(Refused).reason
-    c.hello(heads=heads[c], group=GROUP, epoch=6, own_host="c#2", start_count=2)
+    stranger.hello(group=GROUP, epoch=4, epoch_id="5" * 16, own_host="s")
+    assert "replicas of another group" in stranger.got(Refused).reason
+    c.hello(heads=heads[c], group=GROUP, epoch=6, epoch_id="6" * 16, own_host="c#2", start_count=2)
     assert not desk.core.rebuilding
     assert desk.changes()[:3] == [
-        Rebuilt(GROUP, 7),
+        Rebuilt(GROUP, 7, {4: "4" * 16, 6: "6" * 16, 7: "1" * 16}),
         ReplicaSeen(a.replica, "a", "a", 2, a.incarnation),
         ReplicaSeen(b.replica, "b", "b", 2, b.incarnation),
     ]
@@ -1080,6 +1172,18 @@ def test_a_lost_state_is_rebuilt_from_the_replicas() -> None:
     assert [guest.welcome().host for guest in (a, b, c)] == ["a", "b", "c#2"]
     assert {learn.file for learn in a.all(Learn)} == {"f"}
     assert (b.granted("f").clean, desk.core.epoch) == (None, 7)
+
+
+def test_a_rebuild_waits_until_no_lease_of_the_lost_lockd_is_left() -> None:
+    desk = Desk(Durable("f" * 16, 1, {1: "1" * 16}, rebuild=1))
+    desk.begin()
+    a = Guest(desk, "a")
+    a.hello(heads={"f": Head(FIRST, FIRST.token, {})}, group=GROUP, epoch=4, own_host="a")
+    desk.pass_time(TTL_NS)
+    assert desk.core.rebuilding and not a.all(Refused)
+    a.hello(heads={"f": Head(SECOND, SECOND.token, {})}, group=GROUP, epoch=4, own_host="a")
+    a.welcome()
+    assert not desk.core.rebuilding
 
 
 # Locks without a file over a restart

@@ -121,8 +121,8 @@ def test_a_database_of_another_program_is_left_alone(path: Path) -> None:
 def test_a_newer_format_is_refused(path: Path, state: State) -> None:
     state.close()
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE meta SET value = 2 WHERE key = 'format'")
-    with pytest.raises(StateError, match="has format 2, this lockd reads 1"):
+        connection.execute("UPDATE meta SET value = 3 WHERE key = 'format'")
+    with pytest.raises(StateError, match="has format 3, this lockd reads 2"):
         State.open(path)
 
 

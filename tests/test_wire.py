@@ -194,8 +194,9 @@ def test_every_message_has_a_number_of_its_own_for_ever() -> None:
                 ["Hello", "Goodbye", "Ping", "Acquire", "Cancel", "Release", "Drop", "Report", "Resume", "GiveUp"], 1
             )
         ),
+        11: "Here",
         **dict(enumerate(["Welcome", "Pong", "Grant", "Refused", "Released", "InSync", "View", "Learn"], 33)),
-        **dict(enumerate(["Admitted", "Settle", "Stale", "Ended"], 41)),
+        **dict(enumerate(["Admitted", "Settle", "Stale", "Ended", "Probe"], 41)),
         **dict(enumerate(["Push", "Fetch"], 65)),
         **dict(enumerate(["Ack", "Fenced", "Fetched"], 97)),
     }

@@ -267,6 +267,9 @@ class Group:
         if client.crash_in is None:  # no fault of ours ended it, so none will start it again
             self.schedule.after(_AGAIN_NS, actor.start_again)
 
+    def reconnects(self, client: ClientProcess) -> None:
+        self._injector.cut(client)
+
     def refused(self, client: ClientProcess, reason: str) -> None:
         if not self.plan.faults:
             raise Broken(f"{client.name} was refused: {reason}")

@@ -27,6 +27,7 @@ from client.effects import (
     Persisted,
     PersistFailed,
     ReadFile,
+    Reconnect,
     Remember,
     SendLockd,
     SendReplica,
@@ -68,6 +69,9 @@ class Observer(Protocol):
 
     def died(self, client: "ClientProcess | None") -> None:
         """A client has crashed, or lockd (None)."""
+
+    def reconnects(self, client: "ClientProcess") -> None:
+        """A client gives its connection with lockd up for a new one."""
 
     def refused(self, client: "ClientProcess", reason: str) -> None:
         """A client was refused by lockd, which ends it."""
@@ -138,15 +142,17 @@ class LockdProcess:
         """Start from what is on disk."""
         disk = self.disk
         disk.epoch += 1
+        disk.epochs[disk.epoch] = f"{disk.epoch:016x}"
         durable = Durable(
             disk.group,
             disk.epoch,
+            dict(disk.epochs),
             disk.last_session,
             dict(disk.replicas),
             dict(disk.in_sync),
             dict(disk.sessions),
             list(disk.holds),
-            dict(disk.clocks),
+            dict(disk.left),
         )
         self.core = Lockd(durable, self._ttl_ns)
         self.alive = True
@@ -197,7 +203,7 @@ class LockdProcess:
     def operate(self, request: Callable[[int], ToLockd]) -> None:
         """Let an operator, a client without a replica, ask for something."""
         now_ns, route = self.world.schedule.now_ns, b"operator"
-        self._do(self.core.handle(route, Hello(1, "operator", "0" * 16, None, "", 0, 0, ()), now_ns))
+        self._do(self.core.handle(route, Hello(1, "operator", "0" * 16, None, "", 0, "", 0, ()), now_ns))
         self._do(self.core.handle(route, request(self.disk.last_session), now_ns))
         self._do(self.core.handle(route, Goodbye(self.disk.epoch, self.disk.last_session), now_ns))
 
@@ -235,8 +241,8 @@ class LockdProcess:
             case lockd_effects.Persist(changes):
                 for change in changes:
                     self._write(change)
-            case lockd_effects.KeepClocks(lock, writers, readers):
-                self.disk.clocks[lock] = writers, readers
+            case lockd_effects.KeepLeft(lock):
+                self.disk.left[lock] = effect
             case lockd_effects.Note(text):
                 self.world.trace.append((self.world.schedule.now_ns, "lockd", text))
             case _:
@@ -261,8 +267,8 @@ class LockdProcess:
                     self.disk.in_sync.pop(file, None)
             case SessionEnded(session):
                 self.disk.sessions.pop(session, None)
-            case Rebuilt(group, epoch):
-                self.disk.group, self.disk.epoch = group, epoch
+            case Rebuilt(group, epoch, epochs):
+                self.disk.group, self.disk.epoch, self.disk.epochs = group, epoch, epochs
             case _:
                 assert_never(change)
 
@@ -323,6 +329,7 @@ class Directory:
             self.host,
             str(meta.get("group", "")),
             int(meta.get("epoch", 0)),
+            str(meta.get("epoch_id", "")),
             max((int(id_.removeprefix(own)) for id_ in ids if id_.startswith(own)), default=0),
         )
         last_us = events[-1].time_us if events else 0
@@ -519,13 +526,16 @@ class ClientProcess:
                     self._connections[member.replica] = member
                 case Disconnect(replica):
                     self._connections.pop(replica, None)
-                case Remember(replica, host, group, epoch):
+                case Remember(replica, host, group, epoch, epoch_id):
                     directory.replica = replica
                     kept: dict[str, MetaValue] = {"replica_id": replica, "host": host, "group": group, "epoch": epoch}
+                    kept["epoch_id"] = epoch_id
                     try:
                         directory.journal.set_meta(kept)
                     except StorageError:
                         raise Crashed from None  # as client/node.py, which ends with what to do about it
+                case Reconnect():
+                    world.observer.reconnects(self)
                 case Joined():
                     self.joined = True
                 case JoinRefused(reason):
