@@ -270,6 +270,7 @@ class Client:
                     heads,
                     durability,
                     identity.host,
+                    shared.clock.get(identity.host, 0),
                     dict(shared.reads),
                 ),
                 identity.group,

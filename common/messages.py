@@ -30,8 +30,8 @@ class Head(Part, frozen=True):
 class ReplicaHello(Part, frozen=True):
     """The replica's part of a hello. `start_count` counts the starts of this data directory, from 1.
 
-    `own_host` is its component in vector clocks, "" before its first session. `reads` are, of the files that this
-    process has read, its clocks at the last time.
+    `own_host` is its component in vector clocks, "" before its first session, and `count` how far that has come.
+    `reads` are, of the files that this process has read, its clocks at the last time.
     """
 
     replica: str
@@ -40,6 +40,7 @@ class ReplicaHello(Part, frozen=True):
     heads: Mapping[str, Head]
     durability: Literal["disk", "memory"]
     own_host: str
+    count: Number
     reads: Mapping[str, Clock]
 
 

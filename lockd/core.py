@@ -376,6 +376,10 @@ class Lockd:
                     Note(f"{hello.name} runs on a copied directory, or on an old one; its replica is {replica_id} now")
                 )
             host = known.host if known else self._new_host(hello.name)
+            if replica.count < self._count_of(host):
+                # Others know more of its events than it does: these must not be counted twice.
+                self._out.append(Note(f"{host} has lost its newest events; it counts anew, under another name"))
+                host = self._new_host(hello.name)
             seen = ReplicaSeen(replica_id, hello.name, host, replica.start_count, hello.incarnation)
             self._replicas[replica_id] = seen
             changes.append(seen)
@@ -460,7 +464,7 @@ class Lockd:
                 session = self.sessions[number]
                 line = self._before.pop(token, None)
                 since_ns = line.time_us * 1000 if line else now_ns
-                lock.holds[token] = Hold(number, 0, token, mode, mode, EMPTY, since_ns)
+                lock.holds[token] = Hold(number, 0, token, mode, mode, EMPTY, since_ns, 0)
                 session.holds[token] = name
                 self._send(session.route, Grant(self.epoch, 0, name, token, mode, {}, EMPTY, (), (), now_ns // 1000))
         self._claims.clear()
@@ -585,6 +589,11 @@ class Lockd:
         while (host := name if number == 1 else f"{name}#{number}") in taken:
             number += 1
         return host
+
+    def _count_of(self, host: str) -> int:
+        """Return how many of a host's events the locks know of."""
+        clocks = [clock for lock in self.locks.values() for clock in (lock.writers_clock, lock.readers_clock)]
+        return max([clock.get(host, 0) for clock in clocks], default=0)
 
     def _welcome(self, session: Session, now_ns: int) -> Welcome:
         return Welcome(
@@ -782,7 +791,8 @@ class Lockd:
             clean, in_sync = lock.file.clean, lock.file.in_sync
             learners = tuple([replica for replica in self._by_replica if replica not in in_sync])
             lock.file.settle_asked = False
-        lock.holds[token] = Hold(session.id, waiter.request, token, mode, waiter.mode, clean, now_ns)
+        newest = self._last_session
+        lock.holds[token] = Hold(session.id, waiter.request, token, mode, waiter.mode, clean, now_ns, newest)
         session.holds[token] = lock.name
         clock = lock.writers_clock
         if waiter.mode == "exclusive":
@@ -843,7 +853,9 @@ class Lockd:
             if set(message.acked).issuperset(file.in_sync):
                 file.clean, file.clean_token = version, hold.token
                 file.acked, file.acked_token = version, hold.token
-                admitted = [r for r in message.acked if r in self._by_replica and r not in file.in_sync]
+                # Who has begun a session since then may have acked in an earlier life.
+                older = [replica for replica, its in self._by_replica.items() if its.id <= hold.newest]
+                admitted = [replica for replica in message.acked if replica in older and replica not in file.in_sync]
             else:
                 file.clean = None
         if message.clock:

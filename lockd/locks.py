@@ -20,7 +20,7 @@ class Waiter(Struct):
 class Hold(Struct):
     """A grant that is in force, and the `answer` that told it: for a request that comes again.
 
-    `clean` is the version it handed over, None where the file was unclean.
+    `clean` is the version it handed over, None where the file was unclean; `newest` the newest session then.
     """
 
     session: int
@@ -30,6 +30,7 @@ class Hold(Struct):
     wanted: Mode
     clean: Version | None
     since_ns: int
+    newest: int
     answer: Grant | None = None
 
 

@@ -161,11 +161,12 @@ class Guest:
         own_host: str = "",
         held: tuple[Held, ...] = (),
         epoch_id: str = "",
+        count: int = 0,
         reads: dict[str, Clock] | None = None,
     ) -> None:
         self.requests += 1
         part = ReplicaHello(
-            replica or self.replica, start_count, "tcp://127.0.0.1:1", heads or {}, "disk", own_host, reads or {}
+            replica or self.replica, start_count, "tcp://127.0.0.1:1", heads or {}, "disk", own_host, count, reads or {}
         )
         self.desk.send(
             self.route,
@@ -555,6 +556,19 @@ def test_an_old_copy_of_a_directory_is_known_after_a_restart() -> None:
     assert b.welcome().replica != b.replica
 
 
+def test_a_host_that_has_lost_events_counts_anew_under_another_name(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    a.release(a.granted("f", "shared"), EMPTY, clock={"a": 7})
+    a.say(Goodbye)
+    for start, count, host in ((2, 7, "a"), (3, 6, "a#2")):
+        b.say(Ping, 90)
+        again = Guest(desk, "a", f"{count}" * 16)
+        again.hello(replica=a.replica, start_count=start, count=count)
+        welcome = again.welcome()
+        assert (welcome.host, welcome.replica) == (host, a.replica)
+        again.say(Goodbye)
+
+
 def test_what_readers_left_comes_back_with_them() -> None:
     desk = restarted("a", "b")
     a, _ = desk.join("a", start_count=1), desk.join("b", start_count=1, reads={"f": {"a": 1, "b": 7}})
@@ -798,13 +812,15 @@ def test_a_learner_is_admitted_only_at_the_clean_version_and_under_its_token(des
 def test_a_learner_waits_for_a_free_lock_or_a_release_that_names_it(desk: Desk) -> None:
     a = desk.join("a")
     a.release(a.granted("f"), FIRST, (a,), changed=True)
-    grant = a.granted("f")
     b, c = desk.join("b"), desk.join("c")
+    grant = a.granted("f")
+    d = desk.join("d")
     b.say(Report, "f", FIRST, grant.token)
     assert not b.all(Admitted)
-    a.release(grant, SECOND, (a, c), changed=True)
+    a.release(grant, SECOND, (a, c, d), changed=True)
     c.got(Admitted)
     assert not b.all(Admitted)
+    assert not d.all(Admitted), "it may have acked in an earlier life"
     assert a.granted("f").in_sync == (a.replica, c.replica)
 
 

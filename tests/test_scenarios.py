@@ -36,7 +36,7 @@ from tests.sim.schedule import START_NS, Schedule
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
 LEFT_OUT = (
     *("epoch", "session", "request", "group", "incarnation", "endpoint", "durability"),
-    *("kind", "wait_ms", "ttl_ms", "time_us", "confirm", "epoch_id"),
+    *("kind", "wait_ms", "ttl_ms", "time_us", "confirm", "epoch_id", "count", "reads"),
 )
 """Fields that a story is easier to follow without."""
 
@@ -147,6 +147,9 @@ class Story:
 
     def died(self, client: ClientProcess | None) -> None:
         raise AssertionError("nothing dies in a story")
+
+    def joined(self, client: ClientProcess) -> None:
+        pass
 
     def reconnects(self, client: ClientProcess) -> None:
         raise AssertionError(f"{client.name} gives a connection up that works")

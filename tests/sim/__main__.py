@@ -16,6 +16,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1000, metavar="N", help="how many seeds to run")
     parser.add_argument("--first", type=int, default=0, metavar="S", help="the first of them")
     parser.add_argument("--seed", type=int, metavar="S", help="run this seed alone")
+    parser.add_argument("--events", type=int, default=50, metavar="N", help="how many of a failed one's last to show")
     parser.add_argument("--calm", action="store_true", help="without faults")
     parser.add_argument("--rules", action="store_true", help="leave out each safety rule: how many seeds notice?")
     options = parser.parse_args()
@@ -27,7 +28,7 @@ def main() -> int:
     ops = steps = 0
     for done, seed in enumerate(range(options.first, options.first + options.seeds), 1):
         try:
-            figures = run_seed(seed, calm=options.calm)
+            figures = run_seed(seed, calm=options.calm, events=options.events)
         except SimulationFailed as failure:
             print(failure)
             return 1

@@ -7,13 +7,24 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from client.effects import LockdConnected, LockdDisconnected
 from tests.sim.network import LOCKD, Link
-from tests.sim.processes import ClientProcess
+from tests.sim.processes import ClientProcess, Directory
 
 if TYPE_CHECKING:
     from tests.sim.group import Actor, Group
 
 FaultKind = Literal[
-    "crash", "wipe", "pause", "break", "cut", "isolate", "disk full", "lockd crash", "lockd pause", "lockd alone"
+    "crash",
+    "wipe",
+    "pause",
+    "break",
+    "cut",
+    "isolate",
+    "disk full",
+    "lockd crash",
+    "lockd pause",
+    "lockd alone",
+    "copy",
+    "old copy",
 ]
 KINDS: Final[tuple[FaultKind, ...]] = (
     "crash",
@@ -26,6 +37,8 @@ KINDS: Final[tuple[FaultKind, ...]] = (
     "lockd crash",
     "lockd pause",
     "lockd alone",
+    "copy",
+    "old copy",
 )
 _MS: Final = 1_000_000
 _RETRY_NS: Final = 50 * _MS
@@ -140,7 +153,7 @@ class Injector:
                     if fault.draw < 0.5:
                         self.cut(process)
                     elif other.process is not None:
-                        group.network.break_link(("replica", process.route, other.process.route))
+                        group.network.break_link(("replica", process.peer_route, other.process.peer_route))
             case "cut":
                 self._close([(actor.plan.name, other.plan.name), (other.plan.name, actor.plan.name)], fault)
                 return
@@ -156,6 +169,12 @@ class Injector:
                 actor.directory.journal.failing = "no room"
                 group.schedule.after(fault.lasts_ns, self._make_room, actor)
                 return
+            case "copy" | "old copy":
+                if actor.directory.host and not group.copied:
+                    group.copied = True
+                    copy = group.copy_directory(actor.directory, fault.kind)
+                    group.schedule.after(fault.lasts_ns, self._start_copy, fault, actor, copy)
+                    return
             case "lockd crash":
                 if group.lockd.alive and group.lockd.crash_in is None:
                     group.lockd.crash_in = int(fault.draw * _EFFECTS)
@@ -186,6 +205,32 @@ class Injector:
             actor.wipe()
         group.schedule.after(int(self._random.random() * 100 * _MS), actor.start_again)
         self.pending -= 1
+
+    def _start_copy(self, fault: Fault, actor: "Actor", copy: Directory, tries: int = 20) -> None:
+        """Start a process on a copied directory, beside the first one's or, if that can be lost, in its place."""
+        group = self._group
+        lockd, process = group.lockd, actor.process
+        files = [(lock, lock.file) for lock in lockd.core.locks.values() if lock.file]
+        replica = actor.directory.replica
+        if not lockd.alive or any(lock.holds or not file.clean for lock, file in files if replica in file.in_sync):
+            # Not while an op may have been acknowledged of which lockd does not know yet.
+            if tries:
+                group.schedule.after(_RETRY_NS, self._start_copy, fault, actor, copy, tries - 1)
+                return
+            self.pending -= 1
+            return
+        self.pending -= 1
+        if fault.kind == "copy":
+            link = None if process is None else ("lockd", process.route, LOCKD)
+            usual = group.plan.ttl_ns > group.plan.delay_ns_max * 10
+            if usual and process and process.joined and not process.paused and link not in group.network.down:
+                group.start_beside(actor, copy)
+        elif group.can_lose(replica):
+            if process is not None:
+                process.crash_in = 0
+                process.kill()
+            actor.lose(copy)
+            actor.start_again()
 
     def _go_on(self, process: ClientProcess) -> None:
         self.pending -= 1

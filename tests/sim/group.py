@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from typing import Final
@@ -12,9 +12,9 @@ from common.messages import GiveUp
 from common.records import Version
 from lockd import effects as lockd_effects
 from tests.sim.faults import Injector
-from tests.sim.network import Network
+from tests.sim.network import LOCKD, Network
 from tests.sim.plan import Absence, Plan, PlannedClient, PlannedOp
-from tests.sim.processes import Broken, ClientProcess, Directory, LockdProcess, ShortAnswers, World
+from tests.sim.processes import Broken, ClientProcess, Directory, Inconclusive, LockdProcess, ShortAnswers, World
 from tests.sim.schedule import START_NS, Schedule
 from tests.sim.watch import Watch
 
@@ -96,8 +96,12 @@ class Actor:
 
     def wipe(self) -> None:
         """Lose the directory."""
+        self.lose(self._group.new_directory(self.plan.name))
+
+    def lose(self, directory: Directory) -> None:
+        """Have another directory from now on."""
         self.lost.append(self.directory)
-        self.directory = self._group.new_directory(self.plan.name)
+        self.directory = directory
 
     def ask(self, op: PlannedOp) -> None:
         """Do an op beyond the plan."""
@@ -198,6 +202,8 @@ class Group:
         self.lockd = LockdProcess(self.world, plan.ttl_ns)
         self.actors = [Actor(self, client, self.new_directory(client.name), random) for client in plan.clients]
         self._by_name = {actor.plan.name: actor for actor in self.actors}
+        self.copied = False
+        self.copies: list[Directory] = []
         self._injector = Injector(self, random)
         for actor in self.actors:
             self.schedule.after(actor.plan.start_ns, actor.start)
@@ -207,6 +213,24 @@ class Group:
         directory = Directory(name, ShortAnswers(self._random.randbytes, self.plan.fetch_bytes_max))
         self.watch.directories.append(directory)
         return directory
+
+    def copy_directory(self, directory: Directory, mark: str) -> Directory:
+        """Return a copy of a directory as it is now; it counts as a replica once lockd has let it in."""
+        copy = Directory(directory.name, ShortAnswers(self._random.randbytes, self.plan.fetch_bytes_max))
+        directory.journal.copy_to(copy.journal)
+        copy.lines = list(directory.lines)
+        if mark == "copy":
+            copy.name = f"{directory.name}-copy"
+        return copy
+
+    def start_beside(self, actor: Actor, copy: Directory) -> None:
+        """Start a process on a copy of an actor's directory."""
+        plan = replace(actor.plan, name=copy.name, ops=actor.plan.ops[:1], absences=())
+        self.copies.append(copy)
+        beside = Actor(self, plan, copy, self._random)
+        self.actors.append(beside)
+        self._by_name[copy.name] = beside
+        beside.start()
 
     def run(self) -> None:
         """Run to the end of the plan, until the group is at rest, and then until every file is clean."""
@@ -252,6 +276,24 @@ class Group:
         )
 
     # What the world tells
+
+    def joined(self, client: ClientProcess) -> None:
+        self.network.names[client.peer_route] = client.name
+        if client.directory in self.copies:
+            self._check_copy(client)
+        if client.directory not in self.watch.directories:
+            self.watch.copied(client.directory)
+
+    def _check_copy(self, client: ClientProcess) -> None:
+        """Check that it did not take the place of a process that is alive."""
+        for other in self.world.clients.values():
+            if other is client or other.directory.replica != client.directory.replica:
+                continue
+            up = ("lockd", other.route, LOCKD) not in self.network.down and self.network.is_open(other.name, "lockd")
+            if up and other.core.joined and not other.paused:
+                raise Broken(f"{client.name} has taken the place of {other.name}")
+            # Two processes are one replica, and lockd could not know: whatever comes now may go wrong.
+            raise Inconclusive
 
     def started(self, client: ClientProcess) -> None:
         self._injector.connect(client)

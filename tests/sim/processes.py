@@ -57,6 +57,10 @@ class Broken(AssertionError):
     """An invariant does not hold, or a process did what no driver may be asked for."""
 
 
+class Inconclusive(Exception):
+    """What happened is outside of what is promised."""
+
+
 class Crashed(Exception):
     """The process is to end here, between two effects."""
 
@@ -66,6 +70,9 @@ class Observer(Protocol):
 
     def started(self, client: "ClientProcess") -> None:
         """A client runs; it is for the observer to connect it with lockd."""
+
+    def joined(self, client: "ClientProcess") -> None:
+        """A client has opened a session."""
 
     def died(self, client: "ClientProcess | None") -> None:
         """A client has crashed, or lockd (None)."""
@@ -366,7 +373,8 @@ class ClientProcess:
         self._encoded: tuple[object, bytes] = (None, b"")
         self._alarm = Alarm(world.schedule, self._ring)
         self.core = directory.start(incarnation)
-        self.route = (directory.replica + incarnation).encode()
+        self.route = self.peer_route = (directory.replica + incarnation).encode()
+        self._incarnation = incarnation
         world.clients[self.route] = self
         self.feed(Timer())
         world.observer.started(self)
@@ -416,7 +424,8 @@ class ClientProcess:
     def _end(self) -> None:
         self.alive = False
         self._alarm.set(None)
-        del self.world.clients[self.route]
+        for route in {self.route, self.peer_route}:
+            del self.world.clients[route]
 
     def receive_lockd(self, frame: bytes) -> None:
         """Take in a frame of lockd."""
@@ -497,9 +506,9 @@ class ClientProcess:
                     if member is not None:
                         route = (member.replica + member.incarnation).encode()
                         frame = self._encode_once(to_replica)
-                        world.network.send(("replica", self.route, route), frame, self._deliver)
+                        world.network.send(("replica", self.peer_route, route), frame, self._deliver)
                 case Answer(route, answer):
-                    world.network.send(("answer", self.route, route), encode(answer), self._deliver)
+                    world.network.send(("answer", self.peer_route, route), encode(answer), self._deliver)
                 case Log(time_us, host, clock, verb, facts):
                     directory.lines.append(format_event(time_us, host, clock, verb, facts))
                     world.observer.logged(self, effect)
@@ -528,6 +537,8 @@ class ClientProcess:
                     self._connections.pop(replica, None)
                 case Remember(replica, host, group, epoch, epoch_id):
                     directory.replica = replica
+                    if self.peer_route != (route := (replica + self._incarnation).encode()):
+                        self.peer_route, world.clients[route] = route, self
                     kept: dict[str, MetaValue] = {"replica_id": replica, "host": host, "group": group, "epoch": epoch}
                     kept["epoch_id"] = epoch_id
                     try:
@@ -538,6 +549,7 @@ class ClientProcess:
                     world.observer.reconnects(self)
                 case Joined():
                     self.joined = True
+                    world.observer.joined(self)
                 case JoinRefused(reason):
                     world.observer.refused(self, reason)
                     return []

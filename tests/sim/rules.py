@@ -11,7 +11,7 @@ from msgspec.structs import replace
 
 from client.holder import Holder, Op
 from client.replica import Follower
-from common.messages import Fetched, Grant, Mode
+from common.messages import Fetched, Grant, Hello, Mode, Release, ReplicaHello
 from common.records import Record, Version
 from lockd.core import Lockd, Session
 from lockd.locks import FileState, Hold, Lock, Waiter
@@ -70,9 +70,10 @@ def leave_the_file_clean(lockd: Lockd, session: Session, why: str, now_ns: int, 
 
 
 def call_clean_what_few_have(
-    lockd: Lockd, lock: Lock, hold: Hold, version: Version, acked: Any, now_ns: int, *, _let_go: Any = Lockd._let_go
+    lockd: Lockd, lock: Lock, hold: Hold, message: Release, now_ns: int, *, _let_go: Any = Lockd._let_go
 ) -> None:
-    _let_go(lockd, lock, hold, version, (*acked, *(lock.file.in_sync if lock.file else ())), now_ns)
+    acked = (*message.acked, *(lock.file.in_sync if lock.file else ()))
+    _let_go(lockd, lock, hold, replace(message, acked=acked), now_ns)
 
 
 def restart_with_clean_files(process: LockdProcess, *, _start: Any = LockdProcess.start) -> None:
@@ -101,6 +102,15 @@ def admit_wherever_it_is(lockd: Lockd, lock: Lock, file: FileState) -> None:
 def admit_whatever_it_follows(lockd: Lockd, lock: Lock, file: FileState) -> None:
     at_clean = [replica for replica, (version, _) in file.reports.items() if version == file.clean]
     lockd._admit(lock, [replica for replica in at_clean if replica in lockd._by_replica])
+
+
+def take_an_old_copy_for_the_replica(lockd: Lockd, replica: ReplicaHello, incarnation: str) -> bool:
+    known = lockd._replicas.get(replica.replica)
+    return known is not None and incarnation != known.incarnation and replica.start_count <= known.start_count
+
+
+def ask_nobody(lockd: Lockd, route: bytes, replica: str, hello: Hello, now_ns: int) -> bool:
+    return False
 
 
 def let_all_in(lock: Lock, mode: Mode) -> bool:
@@ -163,6 +173,8 @@ RULES: Final[dict[str, Rule]] = {
     "a restart of lockd leaves every file unclean": (LockdProcess, "start", restart_with_clean_files),
     "who is admitted is at the clean version": (Lockd, "_admit_equals", admit_wherever_it_is),
     "who is admitted follows the token that left it clean": (Lockd, "_admit_equals", admit_whatever_it_follows),
+    "who has less than the whole set has acked is no member": (Lockd, "_is_copy", take_an_old_copy_for_the_replica),
+    "a session whose process is alive keeps its place": (Lockd, "_contest", ask_nobody),
     "an exclusive hold is alone": (Lock, "admits", let_all_in),
     "a token below the promise is refused": (Follower, "_is_fenced", fence_nobody),
     "a promise is durable by itself": (Follower, "_promise", promise_nothing),

@@ -33,6 +33,13 @@ class Watch:
         self._met: dict[tuple[str, str], int] = {}
         self._clean: dict[str, Version | None] = {}
 
+    def copied(self, directory: Directory) -> None:
+        """Take in that lockd has let a copied directory in, as the replica that it was copied from or as another."""
+        self.directories = [other for other in self.directories if other.replica != directory.replica] + [directory]
+        for tokens in (self._tokens, self._met):
+            for key in [key for key in tokens if key[0] == directory.replica]:
+                del tokens[key]
+
     def lockd_stepped(self, lockd: LockdProcess, effects: list[lockd_effects.Effect]) -> None:
         """Check tokens, holds, turns and in-sync sets."""
         for effect in effects:
