@@ -1,6 +1,6 @@
 """The client's core, one event at a time: its session, the holder's ops, and what a follower takes in."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 import pytest
@@ -1050,13 +1050,32 @@ def events_of(*told: tuple[str, Version], file: str = FILE) -> list[LogLine]:
     return lines
 
 
-def start_after(lines: list[LogLine], journal: MemoryJournal) -> list[tuple[str, str, Clock]]:
+def lines_after(lines: list[LogLine], journal: MemoryJournal) -> list[LogLine]:
+    """Return what a client that starts after these lines logs of them."""
     identity = Identity("a", "a" * 16, replica_id("a"), 2, "tcp://127.0.0.1:9", "disk", "a", GROUP)
     core = Client(identity, journal, journal.states(), lines[-1].clock, lines[-1].time_us, reversed(lines))
     effects = core.handle(LockdConnected(), 1_000 * S)
     assert not [effect for effect in core.handle(Timer(), 1_000 * S) if isinstance(effect, Log)]
     told = [effect for effect in effects if isinstance(effect, Log)]
-    return [(effect.verb, parse_pairs(effect.facts)["seq"], effect.clock) for effect in told]
+    return [
+        LogLine(effect.time_us, effect.host, effect.clock, effect.verb, parse_pairs(effect.facts)) for effect in told
+    ]
+
+
+def start_after(lines: list[LogLine], journal: MemoryJournal) -> list[tuple[str, str, Clock]]:
+    return [(line.verb, line.values["seq"], line.clock) for line in lines_after(lines, journal)]
+
+
+def told_by(lines: list[LogLine]) -> list[str]:
+    """Return the hashes of a file's versions that a log tells of; no line may tell what already is so."""
+    told: list[str] = []
+    for line in lines:
+        if line.verb == "undo":
+            assert told.pop() == line.values["hash"]
+        else:
+            told.append(line.values["hash"])
+            assert int(line.values["seq"]) == len(told)
+    return told
 
 
 def test_lines_whose_change_never_came_into_the_journal_are_taken_back() -> None:
@@ -1073,6 +1092,32 @@ def test_lines_whose_change_never_came_into_the_journal_are_taken_back() -> None
         ("undo", "2", {"a": 6}),
         ("apply", "2", {"a": 7}),
     ]
+
+
+def test_a_start_that_was_cut_short_is_gone_on_with_by_the_next_ones() -> None:
+    """Lines that say what is true may be cut off between any two, and so may those of the start after that."""
+    seat, versions = with_history("one\n", "two\n", "three\n")
+    _, others = history("one\n", "other\n", "more\n", "most\n")
+    batch = [("undo", versions[3]), ("undo", versions[2]), *[("apply", others[seq]) for seq in (2, 3, 4)]]
+    for length in range(len(batch) + 1):
+        lines = events_of(*[("apply", version) for version in versions[1:]], *batch[:length])
+        for first in range(length + 1):
+            left = lines + lines_after(lines, seat.journal)[:first]
+            for second in range(length - first + 1):
+                again = left + lines_after(left, seat.journal)[:second]
+                whole = again + lines_after(again, seat.journal)
+                assert told_by(whole) == [version.hash.hex()[:12] for version in versions[1:]]
+                assert len(whole) == len(lines) + length
+                assert lines_after(whole, seat.journal) == []
+
+
+def test_lines_that_come_after_a_start_said_what_is_true_can_be_loose_again() -> None:
+    seat, versions = with_history("one\n")
+    _, others = history("other\n")
+    lines = events_of(("apply", versions[1]), ("undo", versions[1]), ("apply", others[1]))
+    lines += lines_after(lines, seat.journal)
+    lines += [replace(line, clock={"a": 6}) for line in events_of(("undo", versions[1]))]
+    assert start_after(lines, seat.journal) == [("apply", "1", {"a": 7})]
 
 
 def test_a_line_of_a_read_or_of_another_file_ends_what_can_be_loose() -> None:
