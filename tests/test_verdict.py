@@ -619,6 +619,37 @@ def test_an_undone_op_is_no_damage() -> None:
     assert found(group.evidence())["complete"].detail.endswith("each once, 1 undone")
 
 
+def come_back(index: int, *verbs: str) -> tuple[list[int], dict[str, str]]:
+    """Let a client tell more of notes.txt@4, which client-0 made; return which lines tell of it, and what is wrong."""
+    group = good_group()
+    replica = group.replicas[index]
+    record, version = replica.records[NOTES][3], Version(4, 0, replica.hashes[NOTES][3])
+    for verb in verbs:
+        clock = tick(replica.clock, replica.name)
+        group._log(replica, clock, verb, NOTES, record.id, version, ("from", "client-0"), token=record.token)
+    lines = [line.number for line in replica.lines if line.event.values["id"] == record.id]
+    return lines, wrong(replace(group.evidence(), asked=None))
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_an_op_that_was_undone_may_come_again(index: int) -> None:
+    assert come_back(index, "undo", "apply", "undo", "apply")[1] == {}
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_an_op_that_comes_twice_without_an_undo_is_caught(index: int) -> None:
+    (first, second), said = come_back(index, "apply")
+    log = f"client-{index}/events.log"
+    assert said == {"hash chain": f"{log}:{second}: apply of client-0:3, which was not undone since {log}:{first}"}
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_an_op_that_is_undone_twice_is_caught(index: int) -> None:
+    (_, first, second, _), said = come_back(index, "undo", "undo", "apply")
+    log = f"client-{index}/events.log"
+    assert said == {"hash chain": f"{log}:{second}: undo of client-0:3, which was not there again since {log}:{first}"}
+
+
 # 4. replay
 
 

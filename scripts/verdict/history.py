@@ -31,6 +31,7 @@ def hash_chain(facts: Facts) -> str:
                 strayed = (client.name, file) in facts.strayed
                 _recompute(client, file, journal, None if strayed else (best, longest))
     for _, ticks in facts.logs:
+        _take_turns(ticks)
         for line in ticks:
             if line.verb != "undo" and line.id not in facts.undone:
                 _tells_the_same(facts, line)
@@ -89,6 +90,19 @@ def _tells_the_same(facts: Facts, line: Tick) -> None:
         if said != kept:
             where = place(client, line.file, line.seq)
             raise Wrong(line.where, f"{key}={said}, but {where} has {kept}")
+
+
+def _take_turns(ticks: Sequence[Tick]) -> None:
+    """In one log an op is undone only where it stands, and comes again only where it was undone."""
+    last: dict[tuple[str, str], Tick] = {}
+    for line in ticks:
+        if line.verb == "read":
+            continue
+        before = last.get((line.file, line.id))
+        if before is not None and (before.verb == "undo") == (line.verb == "undo"):
+            what = "was not there again" if line.verb == "undo" else "was not undone"
+            raise Wrong(line.where, f"{line.verb} of {line.id}, which {what} since {before.where}")
+        last[line.file, line.id] = line
 
 
 def replay(facts: Facts) -> str:
