@@ -1106,6 +1106,31 @@ def test_an_op_cut_off_before_another_was_told_is_not_a_later_one() -> None:
     assert "nobody asked for its op client-1:3" in wrong(replace(group.evidence(), told=told))["outcomes"]
 
 
+def told_of_one_that_was_wiped(cut_off: int, **changes: object) -> dict[str, str]:
+    """Return what is wrong where client-1 loses its directory after two of its four writes, and one is cut off."""
+    group = Group("client-0", "client-1", "client-1#2")
+    for index in (1, 1, 2, 2):
+        group.do(index, "write", text="one more")
+    told = [replace(one, client="client-1") for one in group.told()]
+    assert [one.id for one in told] == ["client-1:1", "client-1:2", "client-1#2:1", "client-1#2:2"]
+    told[cut_off] = replace(told[cut_off], outcome="unknown", id="", ended_us=None, seq=0, hash="")
+    told[cut_off] = replace(told[cut_off], **changes)  # type: ignore[arg-type]
+    return wrong(replace(group.evidence(), told=told))
+
+
+@pytest.mark.parametrize("cut_off", range(4))
+def test_a_client_that_lost_its_directory_may_be_cut_off_before_and_after(cut_off: int) -> None:
+    assert told_of_one_that_was_wiped(cut_off) == {}
+    assert "nobody asked for its op client-1" in told_of_one_that_was_wiped(cut_off, verb="update")["outcomes"]
+    assert "nobody asked for its op client-1" in told_of_one_that_was_wiped(cut_off, client="client-0")["outcomes"]
+
+
+def test_an_op_cut_off_after_the_directory_was_lost_is_not_one_of_before() -> None:
+    late = 1 << 60
+    assert "its op client-1:2, by" in told_of_one_that_was_wiped(1, began_us=late)["outcomes"]
+    assert "its op client-1#2:1, by" in told_of_one_that_was_wiped(2, began_us=0)["outcomes"]
+
+
 def test_an_op_told_twice_is_caught() -> None:
     said = told_otherwise(11, id="client-1:1")
     assert said == {"outcomes": "outcomes.jsonl:11: client-1:1 was told before, by outcomes.jsonl:2"}

@@ -31,11 +31,11 @@ class _Effect:
 
 @dataclass(eq=False, slots=True)
 class _Nameless:
-    """A change of which no id was told; its number is between these."""
+    """A change of which no id was told; its place among its client's ops is between these."""
 
     told: Told
-    after: int
-    before: float = float("inf")
+    after: tuple[int, int]
+    before: tuple[float, float] = (float("inf"), 0)
 
 
 def outcomes(facts: Facts) -> str:
@@ -110,27 +110,29 @@ def _unknown_that_happened(
     """Return the unknown ops that are in the history, whose every other op must be ok.
 
     The client numbers its ops. So one that was cut off, and told no id, has one between those told before and after.
+    A client that lost its directory is another host, which numbers anew.
     """
     nameless: defaultdict[str, list[_Nameless]] = defaultdict(list)
-    last: dict[str, int] = {}
+    last: dict[str, tuple[int, int]] = {}
     for one in sorted(told, key=lambda one: one.began_us):
         if one.id:
-            last[one.client] = _number(one.id)
+            last[one.client] = _order(one.id)
             for other in nameless[one.client]:
                 other.before = min(other.before, last[one.client])
         elif one.outcome == "unknown" and one.verb != "read":
-            nameless[one.client].append(_Nameless(one, last.get(one.client, 0)))
+            nameless[one.client].append(_Nameless(one, last.get(one.client, (0, 0))))
     happened = []
-    for id_, (file, seq) in sorted(history.items(), key=lambda item: _number(item[0])):
+    for id_, (file, seq) in sorted(history.items(), key=lambda item: _order(item[0])):
         found = by_id.get(id_)
         if found is not None and found.outcome == "ok":
             continue
         if found is None:
             client, journal = facts.newest[file]
-            verb, number, waiting = journal.records[seq - 1].verb, _number(id_), nameless[author_of(id_)]
+            verb, order = journal.records[seq - 1].verb, _order(id_)
+            waiting = nameless[author_of(id_).partition("#")[0]]
             for one_nameless in waiting:
                 one = one_nameless.told
-                if one_nameless.after < number < one_nameless.before and (one.file, one.verb) == (file, verb):
+                if one_nameless.after < order < one_nameless.before and (one.file, one.verb) == (file, verb):
                     waiting.remove(one_nameless)
                     found = one
                     break
@@ -163,6 +165,11 @@ def _in_real_time(effects: list[_Effect]) -> None:
                 raise Wrong(_where(effect.told), f"{effect} began after the end of {newest}, but saw an older version")
 
 
-def _number(op_id: str) -> int:
-    number = op_id.rpartition(":")[2]
-    return int(number) if number.isascii() and number.isdigit() else 0
+def _order(op_id: str) -> tuple[int, int]:
+    """Return where an op stands among those of its client: by the number of its host, and its own."""
+    host, _, number = op_id.rpartition(":")
+    return _number(host.partition("#")[2]), _number(number)
+
+
+def _number(text: str) -> int:
+    return int(text) if text.isascii() and text.isdigit() else 0
