@@ -1412,12 +1412,15 @@ def test_a_journal_that_a_kill_left_is_read(run: Path) -> None:
     finally:
         journal.close()
         shutil.rmtree(run / "open")
-    with (data / "journal" / "1.ops").open("ab") as log:
-        log.write((200).to_bytes(4, "little") + b"torn")
     (data / "events.log").write_bytes(events)
-    before = everything_in(run)
-    assert wrong_on_disk(run) == {}
-    assert everything_in(run) == before
+    log = data / "journal" / "1.ops"
+    whole = log.read_bytes()
+    change = whole[whole.index(b"\n") + 1 :]
+    for length in range(0, len(change), 17):
+        log.write_bytes(whole + change[:length])
+        before = everything_in(run)
+        assert wrong_on_disk(run) == {}, length
+        assert everything_in(run) == before
 
 
 def test_data_directories_may_be_given_one_by_one_and_as_parents(run: Path, tmp_path: Path) -> None:
@@ -1554,6 +1557,24 @@ def tear_in_two(run: Path) -> None:
     log.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
 
 
+def tear_size(run: Path) -> None:
+    """Have the first op's entry, a part of the first change, go on beyond the end of the log."""
+    log = run / "client-1" / "journal" / "1.ops"
+    data = bytearray(log.read_bytes())
+    struct.pack_into("<I", data, data.index(b"\n") + 1, 1 << 20)
+    log.write_bytes(data)
+
+
+def bury_change(run: Path) -> None:
+    """Put what could have been torn by a crash before the last change."""
+    log = run / "client-1" / "journal" / "1.ops"
+    data = log.read_bytes()
+    at = data.index(b"\n") + 1
+    while (after := at + int(struct.unpack_from("<I", data, at)[0])) < len(data):
+        at = after
+    log.write_bytes(data[:at] + (1 << 20).to_bytes(4, "little") + b"torn" + data[at:])
+
+
 def change_op(run: Path, id_: str, change: Callable[[bytearray, int, int, int], None]) -> None:
     """Change the entry of an op, given where it, its record, and what it removed begin; then mend its checksum."""
     for log in (run / "client-1" / "journal").glob("*.ops"):
@@ -1643,6 +1664,8 @@ DAMAGES: list[tuple[Callable[[Path], None], str, str]] = [
     (spoil_journal, "hash chain", "client-1/journal: 2.ops: its first line is b'no log at all'"),
     (spoil_meta, "hash chain", "client-1/journal: "),
     (tear_in_two, "hash chain", "client-1/journal: 1.ops: notes.txt is damaged at byte "),
+    (tear_size, "hash chain", "client-1/journal: 1.ops: notes.txt is damaged at byte 40: the log goes on behind that"),
+    (bury_change, "hash chain", "client-1/journal: 1.ops: notes.txt is damaged at byte 929: the log goes on behind"),
     (change_inserted, "hash chain", "client-1/journal: notes.txt@1: its hash does not follow"),
     (change_hash, "hash chain", "client-1/journal: notes.txt@3: its hash does not follow"),
     (change_type, "hash chain", "client-1/journal: notes.txt@3 cannot be read: "),

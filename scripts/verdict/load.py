@@ -5,6 +5,7 @@ What cannot be read becomes a Flaw of the property that it spoils, and the rest 
 
 import json
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,6 +40,7 @@ _PREFIX: Final = Struct("<II")
 _MARK: Final = 2
 _KEEP: Final = Struct("<Q")
 _OP: Final = Struct("<2xQ40x16s8xI4x")
+_BEGINS_CHANGE: Final = re.compile(rb"(?=[\x01\x02][\x02\x03])")
 
 Parsed = TypeVar("Parsed")
 Arguments = ParamSpec("Arguments")
@@ -322,7 +324,7 @@ def _read_log(data: bytes, log: str, journals: dict[str, Journal]) -> None:
     while at + _PREFIX.size <= len(data):
         size, sum_ = _PREFIX.unpack_from(data, at)
         if at + size > len(data):
-            break  # torn by a crash
+            break  # torn by a crash, where nothing whole stands behind
         body = data[at + _PREFIX.size : at + size]
         if zlib.crc32(body) != sum_ or len(body) < 2:
             raise ValueError(f"{log}: {file} is damaged at byte {at}")
@@ -337,8 +339,20 @@ def _read_log(data: bytes, log: str, journals: dict[str, Journal]) -> None:
             else:
                 _read_op(data[start:end], file, records, hashes)
         change, found = [], True
+    if _begins_change(data[at + 1 :]):
+        raise ValueError(f"{log}: {file} is damaged at byte {at}: the log goes on behind that")
     if found:
         journals[file] = Journal(records, hashes)
+
+
+def _begins_change(data: bytes) -> bool:
+    """Tell whether a change begins in `data` with a whole entry: behind what a crash has torn none does."""
+    for found in _BEGINS_CHANGE.finditer(data, _PREFIX.size):
+        size, sum_ = _PREFIX.unpack_from(data, found.start() - _PREFIX.size)
+        body = data[found.start() : found.start() - _PREFIX.size + size]
+        if body and len(body) == size - _PREFIX.size and zlib.crc32(body) == sum_:
+            return True
+    return False
 
 
 def _read_op(body: bytes, file: str, records: list[Record], hashes: list[bytes]) -> None:
