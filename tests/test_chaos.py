@@ -315,10 +315,17 @@ def test_a_group_survives_every_kind_that_needs_no_rights(tmp_path: Path) -> Non
     assert all(injected == survived for injected, survived in counts.values())
     assert "✘" not in said
     assert "✔ outcomes" in said
+    assert said.count("  · ") == 1, "it lasts little longer than from one status to the next"
     told = [json.loads(line) for line in (tmp_path / "run" / "outcomes.jsonl").read_text().splitlines()]
     assert f"{sum(line['outcome'] == 'ok' for line in told)} ok" in said
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["finished"] and not run["stopped"] and run["faults"] == list(KINDS)
+
+
+def test_one_of_a_kind_is_counted_as_one(tmp_path: Path) -> None:
+    code, said = run_chaos(tmp_path, "--clients=1", "--ops=1", "--faults=kill", "--seed=1", "--network=loopback")
+    assert code == 0, said
+    assert said.startswith("1 client, 1 op on notes.txt, ")
 
 
 @pytest.mark.skipif(not namespaces.are_here(), reason="network namespaces need root and the command ip")

@@ -23,6 +23,7 @@ from scripts.launching import plan as plans
 from scripts.launching.plan import Plan
 from scripts.launching.record import RunRecord
 from scripts.launching.view import Paper
+from scripts.verdict.finding import counted
 
 _PROGRAM: Final = "chaos"
 _DEFAULT: Final = Plan(clients=5, ops=0, delay="0.0..0.1")
@@ -167,10 +168,12 @@ def _parser() -> Parser:
 
 def _heading(wanted: Wanted, directory: Path, network: Network, disks: Disks) -> list[str]:
     plan = wanted.plan
-    amount = f"{plan.ops} ops" if wanted.minutes is None else f"{wanted.minutes:g} minutes"
+    amount = counted(plan.ops, "op")
+    if wanted.minutes is not None:
+        amount = "1 minute" if wanted.minutes == 1 else f"{wanted.minutes:g} minutes"
     on = "in network namespaces" if network.peers else "on loopback, through a proxy"
-    lines = [f"{plan.clients} clients, {amount} on {', '.join(plan.files)}, ttl {wanted.ttl}, seed {wanted.seed}, {on}"]
-    lines.append(f"in {near(directory)}")
+    clients, files = counted(plan.clients, "client"), ", ".join(plan.files)
+    lines = [f"{clients}, {amount} on {files}, ttl {wanted.ttl}, seed {wanted.seed}, {on}", f"in {near(directory)}"]
     if disks.names:
         lines.append(f"a full disk is {disks.how}")
     return lines

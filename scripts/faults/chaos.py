@@ -9,27 +9,23 @@ import itertools
 import signal
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from scripts.faults.disks import Disks
-from scripts.faults.fleet import STOP_S, Fleet
+from scripts.faults.fleet import Fleet
 from scripts.faults.network import Network
+from scripts.faults.run import Injected, Run
 from scripts.faults.schedule import LOCKD, Fault, Kind, draw_faults
 from scripts.launching.plan import Plan
 from scripts.launching.processes import Child
 from scripts.launching.reports import OpBegan, OpEnded
 from scripts.launching.view import View
+from scripts.verdict.finding import counted
 
-READY_S: Final = 20.0
-"""How long lockd may take until it is ready, in seconds."""
-GATHER_S: Final = 60.0
-"""How long the clients may take until each of them sees the whole group."""
 FINISH_S: Final = 120.0
 """How long the clients may take for the rest of their ops, once nothing fails any more."""
-AGREE_S: Final = 30.0
-"""How long the replicas may take until they are equal, once all ops are done."""
 STALL_S: Final = 60.0
 """Without an op that is ok for so long the faults are ended: something does not come back."""
 _STATUS_S: Final = 10.0
@@ -49,77 +45,26 @@ class Wanted:
     minutes: float | None
 
 
-@dataclass(slots=True)
-class Injected:
-    """A fault that has begun. `over_us` is when it ended, on the clock of the reports."""
-
-    fault: Fault
-    over_us: int | None = None
-    survived: bool = False
-
-
-@dataclass(slots=True)
-class Ending:
-    """How a run ended. `problems` are what is wrong with it beside what its files tell."""
-
-    finished: bool = False
-    stopped_by: int | None = None
-    has_begun: bool = False
-    problems: list[str] = field(default_factory=list)
-    injected: list[Injected] = field(default_factory=list)
-    counts: dict[str, int] = field(default_factory=dict)
-
-
-class Chaos:
+class Chaos(Run):
     """One run."""
 
     def __init__(self, wanted: Wanted, directory: Path, network: Network, disks: Disks, view: View) -> None:
         """Prepare it; `run` does it."""
-        self._wanted, self._view, self._network, self._disks = wanted, view, network, disks
-        self._fleet = Fleet(wanted.plan, directory, network, wanted.ttl, view)
+        super().__init__(wanted.plan, Fleet(wanted.plan, directory, network, wanted.ttl, view), view)
+        self._wanted, self._network, self._disks = wanted, network, disks
         self._fleet.on_op = self._take
         self._fleet.on_begin = self._aim
         self._aimed: dict[str, Fault] = {}
-        self._ending = Ending()
-        self._began_s = time.monotonic()
         self._under_way: dict[int, tuple[Injected, Callable[[], None]]] = {}
         self._numbers = itertools.count()
 
-    def run(self) -> Ending:
-        """Do the run and return how it ended; no process of it is left."""
-        fleet, ending = self._fleet, self._ending
-        try:
-            ending.finished = self._begin() and self._work() and self._finish()
-            self._mend_all()
-            fleet.end()
-        finally:
-            fleet.close()
-            ending.stopped_by = fleet.stopped_by
-            ending.counts = fleet.outcomes.counts
-            ending.problems += fleet.crashes
-        if ending.finished:
-            for injected in ending.injected:
-                injected.survived = True  # its victim is up and equal
-        return ending
-
     # The stages
-
-    def _begin(self) -> bool:
-        fleet = self._fleet
-        fleet.start(LOCKD)
-        if not fleet.until(lambda: fleet.lockd.is_ready, READY_S):
-            return self._miss(f"lockd was not ready within {READY_S:g} s")
-        self._ending.has_begun = True
-        for name in fleet.members:
-            fleet.start(name)
-        if not fleet.until(lambda: all(member.is_complete for member in fleet.members.values()), GATHER_S):
-            return self._miss(f"the group was not complete within {GATHER_S:g} s")
-        return True
 
     def _work(self) -> bool:
         """Inject faults until all ops are done, or the time is over."""
         wanted, fleet = self._wanted, self._fleet
-        self._began_s = fleet.last_ok_s = time.monotonic()
+        fleet.last_ok_s = self._began_s
+        over_s = self._began_s + (float("inf") if wanted.minutes is None else wanted.minutes * 60)
         faults = draw_faults(
             wanted.seed,
             list(fleet.members),
@@ -135,22 +80,22 @@ class Chaos:
             fleet.at(self._began_s + fault.begin_s, next_one)
 
         def tell() -> None:
-            self._tell_status()
-            fleet.at(time.monotonic() + _STATUS_S, tell)
+            if time.monotonic() < over_s - _STATUS_S / 2:  # the end tells it too
+                self._tell_status()
+                fleet.at(time.monotonic() + _STATUS_S, tell)
 
         def stalled() -> bool:
             return time.monotonic() - fleet.last_ok_s > STALL_S
 
         next_one()
         fleet.at(self._began_s + _STATUS_S, tell)
-        time_s = float("inf") if wanted.minutes is None else wanted.minutes * 60
-        over = fleet.until(lambda: fleet.all_done() or stalled(), time_s)
+        over = fleet.until(lambda: fleet.all_done() or stalled(), over_s - time.monotonic())
         fleet.forget_moments()
         self._aimed.clear()
+        self._mend_all()
         if fleet.calls:
             return False
         self._tell_status()
-        self._mend_all()
         if over and stalled():
             return self._miss(f"no op has ended ok for {STALL_S:g} s, under faults")
         return True
@@ -163,23 +108,13 @@ class Chaos:
             if not fleet.until(lambda: fleet.all_done() and fleet.all_ready(), FINISH_S):
                 late = ", ".join(name for name, member in fleet.members.items() if not member.is_done)
                 return self._miss(f"without faults not all ops were done within {FINISH_S:g} s: {late}")
-        elif not fleet.retire():
-            return self._miss(f"not all clients came back within {3 * STOP_S:g} s")
-        # An op that was cut off may be with one replica alone: whoever asks for the lock next settles that.
-        for file in self._wanted.plan.files:
-            for name in fleet.members:
-                if problem := fleet.read(name, file, FINISH_S):
-                    return self._miss(f"nothing fails any more, but {problem}")
-        if problem := fleet.agree(AGREE_S):
-            return self._miss(f"the replicas are not equal after {AGREE_S:g} s: {problem}")
-        self._tell("all replicas are equal")
+        elif not self._retire():
+            return False
+        if not self._become_equal():
+            return False
+        for injected in self._ending.injected:
+            injected.survived = True  # its victim is up and equal
         return True
-
-    def _miss(self, problem: str) -> bool:
-        if not self._fleet.calls:
-            self._ending.problems.append(problem)
-            self._tell(f"✘ {problem}")
-        return False
 
     # Faults
 
@@ -282,13 +217,10 @@ class Chaos:
             if not injected.survived and injected.over_us is not None and op.began_us > injected.over_us:
                 injected.survived = injected.fault.victim in (name, LOCKD)
 
-    def _tell(self, line: str) -> None:
-        self._view.tell(f"{time.monotonic() - self._began_s:6.1f} s  {line}")
-
     def _tell_status(self) -> None:
         counts = self._fleet.outcomes.counts
         told = ", ".join(f"{number} {outcome}" for outcome, number in counts.items())
-        self._tell(f"· {told}; {len(self._ending.injected)} faults")
+        self._tell(f"· {told}; {counted(len(self._ending.injected), 'fault')}")
 
 
 def _nothing() -> None:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from common.errors import EXIT_CRASHED, EXIT_OK
-from scripts.faults.chaos import Ending
+from scripts.faults.run import Ending
 from scripts.faults.schedule import KINDS
 from scripts.faults.story import KINDS as SHOWN
 from scripts.faults.story import TTL, Story

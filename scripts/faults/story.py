@@ -13,9 +13,9 @@ from typing import Final
 
 from common.grantlog import GrantLine, parse_grant
 from common.tokens import format_token, token_epoch
-from scripts.faults.chaos import AGREE_S, GATHER_S, READY_S, Ending
-from scripts.faults.fleet import STOP_S, Fleet, Member
+from scripts.faults.fleet import Fleet, Member
 from scripts.faults.network import Direct
+from scripts.faults.run import READY_S, Run
 from scripts.faults.schedule import LOCKD, Kind
 from scripts.launching.plan import Plan
 from scripts.launching.processes import Child
@@ -39,44 +39,16 @@ _CATCHES_MAX: Final = 60
 _LATE_MAX: Final = 8
 
 
-class Story:
+class Story(Run):
     """One run."""
 
     def __init__(self, plan: Plan, directory: Path, view: View) -> None:
         """Prepare it; `run` does it."""
-        self._plan, self._directory, self._view = plan, directory, view
-        self._fleet = Fleet(plan, directory, Direct(), TTL, view)
-        self._ending = Ending()
-        self._began_s = time.monotonic()
+        super().__init__(plan, Fleet(plan, directory, Direct(), TTL, view), view)
+        self._directory = directory
 
-    def run(self) -> Ending:
-        """Do the run and return how it ended; no process of it is left."""
-        fleet, ending = self._fleet, self._ending
-        try:
-            ending.finished = self._begin() and self._tell_all() and self._finish()
-            fleet.end()
-        finally:
-            fleet.close()
-            ending.stopped_by = fleet.stopped_by
-            ending.counts = fleet.outcomes.counts
-            ending.problems += fleet.crashes
-        return ending
-
-    def _begin(self) -> bool:
-        fleet = self._fleet
-        fleet.start(LOCKD)
-        if not fleet.until(lambda: fleet.lockd.is_ready, READY_S):
-            return self._miss(f"lockd was not ready within {READY_S:g} s")
-        self._ending.has_begun = True
-        for name in fleet.members:
-            fleet.start(name)
-        if not fleet.until(lambda: all(member.is_complete for member in fleet.members.values()), GATHER_S):
-            return self._miss(f"the group was not complete within {GATHER_S:g} s")
-        self._began_s = time.monotonic()
-        self._tell(f"{len(fleet.members)} clients are up, and work without a pause")
-        return True
-
-    def _tell_all(self) -> bool:
+    def _work(self) -> bool:
+        self._tell(f"{len(self._fleet.members)} clients are up, and work without a pause")
         return (
             self._calm()
             and self._kill_a_client()
@@ -91,16 +63,7 @@ class Story:
         fleet = self._fleet
         counts = ", ".join(f"{number} {outcome}" for outcome, number in fleet.outcomes.counts.items())
         self._tell(f"everybody comes to an end: ops were {counts}")
-        if not fleet.retire():
-            return self._miss(f"not all clients came back within {3 * STOP_S:g} s")
-        for file in self._plan.files:
-            for name in fleet.members:
-                if problem := fleet.read(name, file, _BACK_S):
-                    return self._miss(f"nothing fails any more, but {problem}")
-        if problem := fleet.agree(AGREE_S):
-            return self._miss(f"the replicas are not equal after {AGREE_S:g} s: {problem}")
-        self._tell("all replicas are equal")
-        return True
+        return self._retire() and self._become_equal()
 
     # The three faults
 
@@ -281,15 +244,6 @@ class Story:
 
     def _wait(self, seconds: float) -> None:
         self._fleet.until(_never, seconds)
-
-    def _miss(self, problem: str) -> bool:
-        if not self._fleet.calls:
-            self._ending.problems.append(problem)
-            self._tell(f"✘ {problem}")
-        return False
-
-    def _tell(self, line: str) -> None:
-        self._view.tell(f"{time.monotonic() - self._began_s:6.1f} s  {line}")
 
     def _follow(self, line: str) -> None:
         self._view.tell(f"          → {line}")
