@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from client.effects import LockdConnected, LockdDisconnected
 from tests.sim.network import LOCKD, Link
 from tests.sim.processes import ClientProcess, Directory
+from tests.sim.schedule import START_NS
 
 if TYPE_CHECKING:
     from tests.sim.group import Actor, Group
@@ -43,6 +44,7 @@ KINDS: Final[tuple[FaultKind, ...]] = (
 _MS: Final = 1_000_000
 _RETRY_NS: Final = 50 * _MS
 _EFFECTS: Final = 40
+_CALM_NS: Final = 700 * _MS
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,7 +175,7 @@ class Injector:
                 if actor.directory.host and not group.copied:
                     group.copied = True
                     copy = group.copy_directory(actor.directory, fault.kind)
-                    group.schedule.after(fault.lasts_ns, self._start_copy, fault, actor, copy)
+                    group.schedule.after(fault.lasts_ns, self._start_copy, fault, actor, actor.directory, copy)
                     return
             case "lockd crash":
                 if group.lockd.alive and group.lockd.crash_in is None:
@@ -206,24 +208,24 @@ class Injector:
         group.schedule.after(int(self._random.random() * 100 * _MS), actor.start_again)
         self.pending -= 1
 
-    def _start_copy(self, fault: Fault, actor: "Actor", copy: Directory, tries: int = 20) -> None:
+    def _start_copy(self, fault: Fault, actor: "Actor", directory: Directory, copy: Directory, tries: int = 20) -> None:
         """Start a process on a copied directory, beside the first one's or, if that can be lost, in its place."""
         group = self._group
         lockd, process = group.lockd, actor.process
         files = [(lock, lock.file) for lock in lockd.core.locks.values() if lock.file]
-        replica = actor.directory.replica
+        replica = directory.replica
         if not lockd.alive or any(lock.holds or not file.clean for lock, file in files if replica in file.in_sync):
             # Not while an op may have been acknowledged of which lockd does not know yet.
             if tries:
-                group.schedule.after(_RETRY_NS, self._start_copy, fault, actor, copy, tries - 1)
+                group.schedule.after(_RETRY_NS, self._start_copy, fault, actor, directory, copy, tries - 1)
                 return
             self.pending -= 1
             return
         self.pending -= 1
+        if actor.directory is not directory:
+            return
         if fault.kind == "copy":
-            link = None if process is None else ("lockd", process.route, LOCKD)
-            usual = group.plan.ttl_ns > group.plan.delay_ns_max * 10
-            if usual and process and process.joined and not process.paused and link not in group.network.down:
+            if process and process.joined and group.plan.ttl_ns > 10 * group.plan.delay_ns_max and self._is_calm():
                 group.start_beside(actor, copy)
         elif group.can_lose(replica):
             if process is not None:
@@ -231,6 +233,14 @@ class Injector:
                 process.kill()
             actor.lose(copy)
             actor.start_again()
+
+    def _is_calm(self) -> bool:
+        """Tell whether no fault is under way, and none begins while a process may be asked whether it is alive."""
+        now_ns = self._group.schedule.now_ns - START_NS
+        faults = [fault for fault in self._group.plan.faults if fault.kind not in ("copy", "old copy")]
+        return all(
+            fault.at_ns > now_ns + _CALM_NS or fault.at_ns + fault.lasts_ns + _CALM_NS < now_ns for fault in faults
+        )
 
     def _go_on(self, process: ClientProcess) -> None:
         self.pending -= 1

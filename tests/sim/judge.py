@@ -48,16 +48,20 @@ def _log_of(lost: Directory, left: Directory) -> Client:
     What never came to the others stands in it as if it had come back, and had been told so.
     """
     lines = _lines_of(lost)
-    gone = list(loose((line.event for line in reversed(lines)), lost.journal))
+    told = [
+        ("apply" if event.verb == "undo" else "undo", event)
+        for event in loose([line.event for line in reversed(lines)], lost.journal)
+    ]
     for file, state in lost.journal.states().items():
         for seq in range(state.head.version.seq, 0, -1):
             version = lost.journal.version_at(file, seq)
             if version != left.journal.version_at(file, seq):
-                gone += [line.event for line in lines if _tells(line.event, file, version)][-1:]
-    for event in gone:
+                told += [("undo", line.event) for line in lines if _tells(line.event, file, version)][-1:]
+    for verb, event in told:
         last = lines[-1].event
-        undo = Event(last.time_us, last.host, tick(last.clock, last.host), "undo", {**event.values, "from": last.host})
-        lines.append(EventLine(lines[-1].number + 1, undo))
+        values = {**event.values, "from": last.host}
+        true = Event(last.time_us, last.host, tick(last.clock, last.host), verb, values)
+        lines.append(EventLine(lines[-1].number + 1, true))
     return Client(f"{lost.name}, wiped", lines, {}, {}, Snapshots({}, lambda file, seq: b""), lost.host)
 
 

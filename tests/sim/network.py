@@ -60,19 +60,21 @@ class Network:
         self._broken: dict[Link, int] = {}
         self._closed: set[tuple[str, str]] = set()
         self.names: dict[bytes, str] = {LOCKD: "lockd"}
-        self._held: dict[Connection, list[tuple[bytes, Arrive]]] = {}
+        self._held: dict[Connection, list[tuple[int, bytes, Arrive]]] = {}
+        self._sent = 0
         self.down: set[Link] = set()
         self.in_flight = 0
         self.carried = 0
 
     def send(self, connection: Connection, frame: bytes, arrive: Arrive) -> None:
         """Bring `frame` to the other end."""
+        self._sent += 1
         if self.down and (link := link_of(connection)) in self.down:
             if link[1] == connection[1]:  # who opened it queues what it sends; the listener's end is gone
-                self._held.setdefault(connection, []).append((frame, arrive))
+                self._held.setdefault(connection, []).append((self._sent, frame, arrive))
             return
         if self._closed and self._is_closed(connection):
-            self._held.setdefault(connection, []).append((frame, arrive))
+            self._held.setdefault(connection, []).append((self._sent, frame, arrive))
             return
         # The square of a uniform draw: mostly short, at times three times the average; few take very long.
         draw = self._random()
@@ -85,14 +87,14 @@ class Network:
         self._newest_ns[connection] = arrival_ns
         self.in_flight += 1
         broken = self._broken.get(link_of(connection), 0) if self._broken else 0
-        self._schedule.at(arrival_ns, self._arrive, connection, frame, arrive, broken)
+        self._schedule.at(arrival_ns, self._arrive, connection, self._sent, frame, arrive, broken)
 
-    def _arrive(self, connection: Connection, frame: bytes, arrive: Arrive, broken: int) -> None:
+    def _arrive(self, connection: Connection, number: int, frame: bytes, arrive: Arrive, broken: int) -> None:
         self.in_flight -= 1
         if self._broken and self._broken.get(link_of(connection), 0) != broken:
             return
         if self._closed and self._is_closed(connection):
-            self._held.setdefault(connection, []).append((frame, arrive))
+            self._held.setdefault(connection, []).append((number, frame, arrive))
             return
         self.carried += 1
         arrive(connection, frame)
@@ -147,5 +149,6 @@ class Network:
 
     def _release(self, link: Link) -> None:
         for connection in sorted(connection for connection in self._held if link_of(connection) == link):
-            for frame, arrive in self._held.pop(connection):
+            # In the order of sending: some were under way already, and came to the closed path later than others.
+            for _, frame, arrive in sorted(self._held.pop(connection), key=lambda held: held[0]):
                 self.send(connection, frame, arrive)
