@@ -1,25 +1,16 @@
 """The command `client`. What needs ZeroMQ or msgspec is loaded by the commands that use it."""
 
 import sys
-import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from common.errors import (
-    EXIT_CRASHED,
-    EXIT_REFUSED,
-    EXIT_UNKNOWN,
-    CommandError,
-    refused,
-    run_command,
-    wrong_use,
-)
+from common.errors import EXIT_CRASHED, CommandError, run_command, wrong_use
 
 if TYPE_CHECKING:
-    from client.control import Order, Report
+    from client.control import Report
     from client.settings import Settings
 
 app = typer.Typer(
@@ -258,9 +249,9 @@ def main() -> None:
 def _one_shot(
     verb: str, file: str, text: str, of: int, wait: str, settings: "Settings", retry: Iterable[str] = ()
 ) -> "Report":
-    """Have an op done by the client that is up on the directory, or by ourselves; return it if it is ok."""
-    from client.control import Order, ask
-    from client.directory import PATIENCE_S, connect, take
+    """Have an op done and return its report, which is ok."""
+    from client.control import Order
+    from client.one_shot import carry_out
 
     _check_file(file)
     if verb in ("write", "update"):
@@ -273,40 +264,7 @@ def _one_shot(
 
         if not is_op_id(id_):
             raise wrong_use(f"--retry {id_}: an op's id reads like anna:7")
-    order = Order(verb, file, text, of, _duration("--wait", wait) // 1_000_000, tuple(retry))
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        connection = connect(settings.data)
-        if connection is not None:
-            with connection:
-                report = ask(connection, order)
-            break
-        lock = take(settings.data, "one-shot", named=settings.name is not None)
-        if lock is not None:
-            from client.running import one_shot
-
-            report = one_shot(settings, order, lock)
-            break
-        if time.monotonic() > deadline:
-            raise refused(f"the client that is up on {settings.data} does not answer; look into its client.log")
-        time.sleep(0.01)
-    return _judge(order, report, settings)
-
-
-def _judge(order: "Order", report: "Report | None", settings: "Settings") -> "Report":
-    if report is None:
-        code = EXIT_REFUSED if order.verb == "read" else EXIT_UNKNOWN
-        may = "nothing happened" if order.verb == "read" else "it may have happened"
-        raise CommandError(code, f"the client that is up on {settings.data} ended before it answered: {may}")
-    if report.outcome == "failed":
-        raise refused(f"{order.verb} {order.file} failed, nothing happened: {report.reason}")
-    if report.outcome == "unknown":
-        raise CommandError(
-            EXIT_UNKNOWN,
-            f"{order.verb} {order.file} ({report.id}) ended unknown, it may have happened: {report.reason}; "
-            f"again with --retry {report.id} it is done once",
-        )
-    return report
+    return carry_out(settings, Order(verb, file, text, of, _duration("--wait", wait) // 1_000_000, tuple(retry)))
 
 
 def _tell_change(file: str, report: "Report") -> None:

@@ -1,17 +1,21 @@
 """One-shot commands carried out by the client that is up on the directory, over the local socket in it.
 
-The request is one line of JSON, the answer one line of JSON and then `bytes` bytes of content.
+The request is one line of JSON. The answer is a line with the op's id when a change begins, and at its end one line of
+JSON and then `bytes` bytes of content. Who hangs up before his op has begun takes it back.
 """
 
 import json
 import socket
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from typing import Final
 
 from common.names import is_op_id
 
-VERSION: Final = 1
+VERSION: Final = 2
 LINE_BYTES_MAX: Final = 8 * 1024 * 1024
+TAKE_BACK_S: Final = 1.0
+"""How long to wait for the word that an order was taken back, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,11 @@ def decode_order(line: bytes) -> Order:
     return order
 
 
+def encode_begin(id_: str) -> bytes:
+    """Return the line that tells the id of a change that begins."""
+    return json.dumps({"version": VERSION, "id": id_}).encode() + b"\n"
+
+
 def encode_report(report: Report) -> bytes:
     """Return the report's line and content."""
     head = {
@@ -79,18 +88,51 @@ def encode_report(report: Report) -> bytes:
     return json.dumps(head).encode() + b"\n" + report.content
 
 
-def ask(connection: socket.socket, order: Order) -> Report | None:
-    """Send an order and wait for its report; None if the client went away without one."""
-    try:
-        connection.sendall(encode_order(order))
-        with connection.makefile("rb") as stream:
-            line = stream.readline()
-            if not line.endswith(b"\n"):
-                return None
+class Call:
+    """An order to the client that is up. `id` is that of its op, "" as far as no change is known to have begun."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        """Use a connection to the client; it stays the caller's."""
+        self._connection = connection
+        self._stream = connection.makefile("rb")
+        self.id = ""
+
+    def give(self, order: Order) -> Report | None:
+        """Give the order and wait for its report.
+
+        None if the client went away without one; then, without an id, no change has happened.
+        """
+        with suppress(OSError):
+            self._connection.sendall(encode_order(order))
+            return self._report()
+        return None
+
+    def take_back(self) -> Report | None:
+        """Have the op not happen if it has not begun; return its report, or None if none comes at once."""
+        with suppress(OSError):
+            self._connection.settimeout(TAKE_BACK_S)
+            self._connection.shutdown(socket.SHUT_WR)
+            return self._report()
+        return None
+
+    def close(self) -> None:
+        """Close what was opened here."""
+        self._stream.close()
+
+    def _report(self) -> Report | None:
+        while (line := self._stream.readline()).endswith(b"\n"):
             head = json.loads(line)
-            content = stream.read(head["bytes"])
-    except OSError:
+            if "outcome" not in head:
+                self.id = head["id"]
+                continue
+            content = self._stream.read(head["bytes"])
+            if len(content) < head["bytes"]:
+                break
+            return Report(head["outcome"], head["id"], head["seq"], head["hash"], head["reason"], content)
         return None
-    if len(content) < head["bytes"]:
-        return None
-    return Report(head["outcome"], head["id"], head["seq"], head["hash"], head["reason"], content)
+
+
+def ask(connection: socket.socket, order: Order) -> Report | None:
+    """Give an order and wait for its report; None if the client went away without one."""
+    with closing(Call(connection)) as call:
+        return call.give(order)

@@ -108,6 +108,16 @@ class Flush(Value, frozen=True):
     ticket: int
 
 
+class Begin(Value, frozen=True):
+    """Tell whoever wants this op that it begins, under this id. Stands behind its Log, before its Persist or Flush.
+
+    Where nobody wants it any more the op does not happen: as if its line could not be written.
+    """
+
+    op: int
+    id: str
+
+
 class ReadFile(Value, frozen=True):
     """Read the file now and keep its content for the Finished of the same op."""
 
@@ -164,6 +174,7 @@ Effect = (
     | Log
     | Persist
     | Flush
+    | Begin
     | ReadFile
     | Remember
     | Reconnect

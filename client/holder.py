@@ -13,7 +13,7 @@ from typing import Final, Literal, assert_never
 
 from msgspec import Struct
 
-from client.effects import Finished, Note, Outcome, ReadFile, SendReplica, Submit
+from client.effects import Begin, Finished, Note, Outcome, ReadFile, SendReplica, Submit
 from client.shared import Shared
 from common.clock import Clock, merge
 from common.eventlog import format_op, format_pairs, shorten
@@ -299,6 +299,7 @@ class Holder:
         op.clock = shared.tick()
         shared.log(shared.stamp_us(), op.clock, "read", facts)
         number = op.submit.op
+        shared.emit(Begin(number, op.id))
 
         def then() -> None:
             shared.emit(ReadFile(number, op.file))
@@ -348,6 +349,7 @@ class Holder:
         if submit.verb != "restore":
             more.append(("text", shorten(submit.text)))
         shared.log(time_us, clock, submit.verb, _facts(op, version) + format_pairs(more))
+        shared.emit(Begin(submit.op, op.id))
         op.stage = "persisting"
 
         def then() -> None:

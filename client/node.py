@@ -14,6 +14,7 @@ from client.core import Client
 from client.directory import default_name, listen
 from client.effects import (
     Answer,
+    Begin,
     Connect,
     Disconnect,
     Effect,
@@ -70,8 +71,9 @@ class Result(Struct, frozen=True):
 
 
 class _Wanted(Struct):
-    """Whom to tell of an op's end, and how much of a read's content to keep; None keeps it all."""
+    """Whom to tell of an op's beginning and end, and how much of a read's content to keep; None keeps it all."""
 
+    begin: Callable[[str], bool] | None
     done: Callable[[Result], None]
     tail_bytes: int | None
     length: int = 0
@@ -219,10 +221,14 @@ class Node:
         wait_ns: int,
         tail_bytes: int | None = None,
         retry: tuple[str, ...] = (),
+        begin: Callable[[str], bool] | None = None,
     ) -> None:
-        """Begin an op and call `done` at its end; a read keeps its last `tail_bytes`, or all."""
+        """Ask for an op and call `done` at its end; a read keeps its last `tail_bytes`, or all.
+
+        When the op has its lock, `begin` is called with its id. If it returns False, the op fails.
+        """
         self._submitted += 1
-        self._wanted[self._submitted] = _Wanted(done, tail_bytes)
+        self._wanted[self._submitted] = _Wanted(begin, done, tail_bytes)
         self._feed(Submit(self._submitted, verb, file, text, of, wait_ns, retry))
 
     def step(self, until_ns: int | None = None) -> None:
@@ -340,6 +346,8 @@ class Node:
                     if refusal:
                         return self._take_back(ticket, log_size, refusal)
                     return self._core.handle(Persisted(ticket), self.now_ns())
+                case Begin(op, id_):
+                    refusal = refusal or self._begin(op, id_)
                 case ReadFile(op, file):
                     self._read(op, file)
                 case Finished(op):
@@ -424,6 +432,11 @@ class Node:
             )
         except StorageError as error:
             raise refused(str(error)) from None
+
+    def _begin(self, op: int, id_: str) -> str:
+        """Tell that an op begins; return "" if it is still wanted, else why it does not happen."""
+        begin = self._wanted[op].begin
+        return "" if begin is None or begin(id_) else "nobody waits for it any more"
 
     def _read(self, op: int, file: str) -> None:
         wanted = self._wanted[op]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import zmq
 
-from client.control import LINE_BYTES_MAX, Order, Report, decode_order, encode_report
+from client.control import LINE_BYTES_MAX, Order, Report, decode_order, encode_begin, encode_report
 from common.names import file_name_problem, text_problem
 
 if TYPE_CHECKING:
@@ -32,18 +32,22 @@ class SubmitOp(Protocol):
         of: int = 0,
         wait_ns: int,
         retry: tuple[str, ...] = (),
+        begin: Callable[[str], bool] | None = None,
     ) -> None:
-        """Begin an op and call `done` at its end."""
+        """Ask for an op. With its lock, call `begin` with its id, and do it if that is True; call `done` at its end."""
 
 
 @dataclass(slots=True)
 class _Caller:
-    """A connection: what it has said so far, and what it has not taken yet."""
+    """A connection: what it has said so far, what it has not taken yet, and how far its order has come."""
 
     connection: socket.socket
     said: bytearray = field(default_factory=bytearray)
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
     ordered: bool = False
+    begun: bool = False
+    hung_up: bool = False
+    answered: bool = False
 
 
 class OrderDesk:
@@ -64,7 +68,7 @@ class OrderDesk:
             if caller.unsent:
                 self._send(caller)
             elif caller.ordered:
-                self._drop(caller)
+                self._take_back(caller)
             else:
                 self._receive(caller)
 
@@ -99,6 +103,12 @@ class OrderDesk:
             self._drop(caller)
 
     def _carry_out(self, caller: _Caller) -> None:
+        def begin(id_: str) -> bool:
+            if order.verb != "read" and not caller.hung_up:
+                self._tell(caller, encode_begin(id_))
+            caller.begun = not caller.hung_up
+            return caller.begun
+
         def done(result: "Result") -> None:
             finished = result.finished
             self._answer(
@@ -121,14 +131,33 @@ class OrderDesk:
             return
         wait_ms = min(max(0, order.wait_ms), WAIT_MS_MAX)
         self._submit(
-            verb, order.file, done, text=order.text, of=order.of, wait_ns=wait_ms * 1_000_000, retry=order.retry
+            verb,
+            order.file,
+            done,
+            text=order.text,
+            of=order.of,
+            wait_ns=wait_ms * 1_000_000,
+            retry=order.retry,
+            begin=begin,
         )
 
+    def _take_back(self, caller: _Caller) -> None:
+        """Take in that a caller wants nothing any more: an op that has not begun never will, and it is told so."""
+        caller.hung_up = True
+        if caller.begun:
+            self._drop(caller)
+        else:
+            self._answer(caller, Report("failed", "", 0, "", "it was taken back", b""))
+
     def _answer(self, caller: _Caller, report: Report) -> None:
-        if caller.connection.fileno() < 0:
-            return
-        caller.unsent = memoryview(encode_report(report))
-        self._send(caller)
+        if not caller.answered:
+            caller.answered = True
+            self._tell(caller, encode_report(report))
+
+    def _tell(self, caller: _Caller, said: bytes) -> None:
+        if caller.connection.fileno() >= 0:
+            caller.unsent = memoryview(bytes(caller.unsent) + said)
+            self._send(caller)
 
     def _send(self, caller: _Caller) -> None:
         try:
@@ -141,10 +170,13 @@ class OrderDesk:
         caller.unsent = caller.unsent[sent:]
         if caller.unsent:
             self._poller.modify(caller.connection.fileno(), zmq.POLLOUT)
-        else:
+        elif caller.answered:
             self._drop(caller)
+        else:
+            self._poller.modify(caller.connection.fileno(), zmq.POLLIN)
 
     def _drop(self, caller: _Caller) -> None:
+        caller.hung_up = True
         descriptor = caller.connection.fileno()
         if self._callers.pop(descriptor, None) is not None:
             self._poller.unregister(descriptor)

@@ -15,7 +15,7 @@ from client.settings import Settings
 from client.workload import Workload
 from common.errors import EXIT_OK, EXIT_UNKNOWN, CommandError, refused
 from common.eventlog import quote, shorten
-from common.signals import Signals
+from common.stopping import Stop
 
 JOIN_NS: Final = 10_000_000_000
 FAILURES_MAX: Final = 20
@@ -26,8 +26,8 @@ TAIL_BYTES: Final = 256
 
 def serve(settings: Settings) -> None:
     """Keep a replica up until SIGINT or SIGTERM."""
-    with _up(settings, "serve") as (node, signals):
-        while signals.caught is None:
+    with _up(settings, "serve") as (node, stop):
+        while stop.caught is None:
             node.step()
 
 
@@ -43,73 +43,77 @@ def run(
     stall_ns: int = 0,
 ) -> None:
     """Do `ops` random ops, once `group` replicas are up; then leave, or serve until a signal where `stay`."""
-    with _up(settings, "run") as (node, signals):
+    with _up(settings, "run") as (node, stop):
         node.stall_ns = stall_ns
         if not report and 1 < group > node.replicas_most:
             _say(f"waiting until {group} replicas are up")
-        while signals.caught is None and node.replicas_most < group:
+        while stop.caught is None and node.replicas_most < group:
             node.step()
-        if report and signals.caught is None:
+        if report and stop.caught is None:
             _tell({"event": "complete"})
         runner = _Runner(node, workload(node.host), ops, wait_ns, report=report)
-        while signals.caught is None and not runner.over:
+        while stop.caught is None and not runner.over:
             runner.go_on()
         if runner.over:
             runner.tell_end()
-        while stay and signals.caught is None:
+        while stay and stop.caught is None:
             node.step()
     if not runner.over:
         sys.stdout.flush()
-        raise SystemExit(128 + (signals.caught or 0))
+        raise SystemExit(128 + (stop.caught or 0))
     if runner.unknown:
         raise CommandError(EXIT_UNKNOWN, f"{runner.unknown} of {ops} ops ended unknown: they may have happened")
 
 
-def one_shot(settings: Settings, order: Order, lock: DirectoryLock) -> Report:
-    """Join, do one op and leave; the caller has taken the directory."""
-    signals = Signals()
+def one_shot(settings: Settings, order: Order, lock: DirectoryLock, stop: Stop) -> Report:
+    """Join, do one op and leave; the caller has taken the directory. Raises CommandError: nothing happened."""
+    verb = order.verb
+    assert verb in ("read", "write", "update", "restore")
     ended: list[Result] = []
-    node = _start(settings, signals)
+    broken = ""
+    node = _start(settings, stop)
     try:
-        verb = order.verb
-        assert verb in ("read", "write", "update", "restore")
-        node.join(JOIN_NS, lambda: signals.caught is not None)
-        node.submit(
-            verb,  # type: ignore[arg-type]
-            order.file,
-            ended.append,
-            text=order.text,
-            of=order.of,
-            retry=order.retry,
-            wait_ns=order.wait_ms * 1_000_000,
-        )
-        while not ended and signals.caught is None:
-            node.step()
-        node.leave()
-    finally:
-        node.close()
-        lock.release()
-        signals.close()
-    if signals.caught is not None and (not ended or ended[0].finished.outcome == "failed"):
-        raise SystemExit(128 + signals.caught)
+        try:
+            node.join(JOIN_NS, lambda: stop.caught is not None)
+            node.submit(
+                verb,  # type: ignore[arg-type]
+                order.file,
+                ended.append,
+                text=order.text,
+                of=order.of,
+                retry=order.retry,
+                wait_ns=order.wait_ms * 1_000_000,
+            )
+            while not ended and stop.caught is None:
+                node.step()
+        finally:
+            node.leave()
+            node.close()
+            lock.release()
+    except CommandError as error:
+        if not ended or ended[0].finished.outcome == "failed":
+            raise
+        broken = str(error)
     result, finished = ended[0], ended[0].finished
-    version = finished.version
-    return Report(finished.outcome, finished.id, version.seq, version.hash.hex()[:12], finished.reason, result.content)
+    if broken and finished.outcome == "ok":
+        _complain(broken)
+    version, reason = finished.version, broken or finished.reason
+    return Report(finished.outcome, finished.id, version.seq, version.hash.hex()[:12], reason, result.content)
 
 
 @contextmanager
-def _up(settings: Settings, role: Literal["serve", "run"]) -> Iterator[tuple[Node, Signals]]:
+def _up(settings: Settings, role: Literal["serve", "run"]) -> Iterator[tuple[Node, Stop]]:
     """Take the directory, join the group and carry out orders; leave in good order at the end."""
-    signals = Signals()
-    lock = _take(settings, role, signals)
-    node = _start(settings, signals)
+    stop = Stop()
+    lock = _take(settings, role, stop)
+    node = _start(settings, stop)
     try:
         node.listen()
-        node.join(JOIN_NS, lambda: signals.caught is not None)
-        if signals.caught is None:
+        node.join(JOIN_NS, lambda: stop.caught is not None)
+        if stop.caught is None:
             _say(f"ready {node.host} on {settings.data}, {_promise(settings)}")
         try:
-            yield node, signals
+            yield node, stop
         except CommandError:
             node.leave()  # whoever waits for our acks need not wait for the end of our lease
             raise
@@ -117,7 +121,7 @@ def _up(settings: Settings, role: Literal["serve", "run"]) -> Iterator[tuple[Nod
     finally:
         node.close()
         lock.release()
-        signals.close()
+        stop.close()
 
 
 class _Runner:
@@ -228,18 +232,18 @@ def _last_line(result: Result) -> str:
     return last if whole else f"…{last}"
 
 
-def _take(settings: Settings, role: Literal["serve", "run"], signals: Signals) -> DirectoryLock:
-    lock = take(settings.data, role, lambda: signals.caught is not None, named=settings.name is not None)
+def _take(settings: Settings, role: Literal["serve", "run"], stop: Stop) -> DirectoryLock:
+    lock = take(settings.data, role, lambda: stop.caught is not None, named=settings.name is not None)
     if lock is None:
-        if signals.caught is not None:
-            raise SystemExit(EXIT_OK if role == "serve" else 128 + signals.caught)
+        if stop.caught is not None:
+            raise SystemExit(EXIT_OK if role == "serve" else 128 + stop.caught)
         raise refused(f"{settings.data} is in use by another client; stop that one, or choose another --data")
     return lock
 
 
-def _start(settings: Settings, signals: Signals) -> Node:
+def _start(settings: Settings, stop: Stop) -> Node:
     node = Node(settings.data, settings.name, settings.lockd, settings.durability)
-    node.watch(signals.descriptor)
+    node.watch(stop.descriptor)
     for line in node.repaired:
         _complain(line)
     return node

@@ -8,6 +8,7 @@ import pytest
 from client.core import Client
 from client.effects import (
     Answer,
+    Begin,
     Connect,
     Disconnect,
     Effect,
@@ -495,8 +496,9 @@ def test_network_time_is_lockds_by_the_round_trip_and_never_runs_back() -> None:
 def test_a_write_is_logged_then_durable_then_pushed_then_acked_then_released(seat: Seat) -> None:
     seat.submit("write", "one")
     seat.grant(1, "b", "c", clock={"c": 4})
-    order = [type(effect) for effect in seat.effects if isinstance(effect, (Log, Persist, SendReplica))]
-    assert order == [Log, Persist, SendReplica, SendReplica]
+    order = [type(effect) for effect in seat.effects if isinstance(effect, (Log, Begin, Persist, SendReplica))]
+    assert order == [Log, Begin, Persist, SendReplica, SendReplica]
+    assert seat.one(Begin) == Begin(seat.submitted, "a:1")
     assert seat.lines() == [("write", {"a": 1, "c": 4})]
     push = seat.all(Push)[0]
     assert (push.previous, push.token, push.clock) == (EMPTY, token(1), {})
@@ -534,6 +536,7 @@ def test_a_read_is_given_out_only_after_released(seat: Seat) -> None:
     seat.submit("read")
     seat.grant(1, "b", mode="shared", clock={"b": 1})
     assert seat.lines() == [("read", {"a": 1, "b": 1})]
+    assert seat.one(Begin) == Begin(seat.submitted, "a:1")
     seat.one(ReadFile)
     release = seat.one(Release)
     assert (release.confirm, release.changed, release.version) == (True, False, EMPTY)

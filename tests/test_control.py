@@ -12,7 +12,18 @@ import zmq
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from client.control import LINE_BYTES_MAX, Order, Report, ask, decode_order, encode_order, encode_report
+from client import control
+from client.control import (
+    LINE_BYTES_MAX,
+    Call,
+    Order,
+    Report,
+    ask,
+    decode_order,
+    encode_begin,
+    encode_order,
+    encode_report,
+)
 from client.directory import connect, listen
 from client.effects import Finished, OpVerb, Outcome
 from client.node import Result
@@ -50,7 +61,7 @@ def test_other_bytes_are_told_in_words(line: bytes) -> None:
 
 @pytest.mark.parametrize(
     "changed",
-    [{"version": 2}, {"version": None}, {"text": 7}, {"of": "1"}, {"of": True}, {"wait_ms": 1.5}, {"more": 1}],
+    [{"version": 3}, {"version": None}, {"text": 7}, {"of": "1"}, {"of": True}, {"wait_ms": 1.5}, {"more": 1}],
 )
 def test_an_order_that_is_nearly_right_is_told_in_words(changed: dict[str, object]) -> None:
     with pytest.raises(ValueError, match="the order"):
@@ -111,6 +122,28 @@ def test_nor_does_one_that_has_hung_up_on_the_order() -> None:
         assert ask(here, ORDER) is None
 
 
+@pytest.mark.parametrize("end", [b"", encode_report(REPORT)[:9]])
+def test_the_id_of_a_change_is_known_before_its_report(end: bytes) -> None:
+    here, there = socket.socketpair()
+    with here, there:
+        there.sendall(encode_begin("a:1") + end)
+        there.shutdown(socket.SHUT_WR)
+        call = Call(here)
+        assert call.give(ORDER) is None
+        assert call.id == "a:1"
+        call.close()
+
+
+def test_who_takes_an_order_back_waits_a_moment_for_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "TAKE_BACK_S", 0.01)
+    here, there = socket.socketpair()
+    with here, there:
+        call = Call(here)
+        assert call.take_back() is None
+        assert there.recv(100) == b""
+        call.close()
+
+
 # The desk
 
 
@@ -124,6 +157,7 @@ class Submitted:
     text: str
     of: int
     wait_ns: int
+    begin: Callable[[str], bool]
 
     def end(self, outcome: Outcome, content: bytes = b"", reason: str = "") -> None:
         version = Version(3, 1, bytes.fromhex("9f2c41d07ab3") + bytes(10))
@@ -152,8 +186,10 @@ class Office:
         of: int = 0,
         wait_ns: int,
         retry: tuple[str, ...] = (),
+        begin: Callable[[str], bool] | None = None,
     ) -> None:
-        self.submitted.append(Submitted(verb, file, done, text, of, wait_ns))
+        assert begin is not None
+        self.submitted.append(Submitted(verb, file, done, text, of, wait_ns, begin))
 
     def caller(self, said: bytes) -> socket.socket:
         caller = connect(self.directory)
@@ -284,11 +320,51 @@ def test_a_caller_that_says_too_much_or_hangs_up_is_dropped(office: Office) -> N
     assert office.heard(caller) == encode_report(REPORT)
 
 
-def test_the_op_of_a_caller_that_has_gone_goes_on(office: Office) -> None:
-    office.caller(encode_order(ORDER)).close()
+def test_a_caller_hears_the_id_of_its_change_when_it_begins(office: Office) -> None:
+    caller = office.caller(encode_order(ORDER))
     office.work_until(lambda: office.submitted, "the op")
+    assert office.submitted[0].begin("a:1")
+    assert caller.recv(100) == encode_begin("a:1")
     office.work()
     office.submitted[0].end("ok")
+    assert office.heard(caller) == encode_report(REPORT)
+
+
+def test_a_read_has_nothing_to_say_before_its_report(office: Office) -> None:
+    caller = office.caller(encode_order(replace(ORDER, verb="read", text="")))
+    office.work_until(lambda: office.submitted, "the op")
+    assert office.submitted[0].begin("a:1")
+    office.submitted[0].end("ok")
+    assert office.heard(caller) == encode_report(REPORT)
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_an_op_that_has_not_begun_can_be_taken_back(office: Office, gone: bool) -> None:
+    caller = office.caller(encode_order(ORDER))
+    office.work_until(lambda: office.submitted, "the op")
+    if gone:
+        caller.close()
+        office.work()
+    else:
+        caller.shutdown(socket.SHUT_WR)
+        assert json.loads(office.heard(caller))["outcome"] == "failed"
+    assert not office.submitted[0].begin("a:1")
+    office.submitted[0].end("failed")
+
+
+def test_the_op_of_a_caller_that_has_gone_goes_on_if_it_has_begun(office: Office) -> None:
+    caller = office.caller(encode_order(ORDER))
+    office.work_until(lambda: office.submitted, "the op")
+    assert office.submitted[0].begin("a:1")
+    caller.close()
+    office.work()
+    office.submitted[0].end("ok")
+
+
+def test_an_op_whose_caller_cannot_be_told_that_it_begins_does_not(office: Office) -> None:
+    office.caller(encode_order(ORDER)).close()
+    office.work_until(lambda: office.submitted, "the op")
+    assert not office.submitted[0].begin("a:1")
 
 
 def test_at_its_end_the_desk_hangs_up_on_everybody(office: Office) -> None:

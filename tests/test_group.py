@@ -5,6 +5,7 @@ import os
 import re
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -12,7 +13,10 @@ from random import Random
 import pytest
 import zmq
 
+from client.cli import main
 from client.directory import take
+from client.effects import Persist
+from client.journal import FatalStorageError, Journal
 from common.errors import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED, EXIT_UNKNOWN
 from common.eventlog import HEADER, Event, parse_event
 from common.limits import FRAME_BYTES_MAX
@@ -429,7 +433,8 @@ def test_a_client_that_finds_no_lockd_can_be_ended(group: Group, command: str) -
     client = group.start("client", command, "--data", "a", *(["x"] if command == "read" else []))
     until(group.path("a", "events.log").exists, "it has begun")
     done = client.stop(signal.SIGTERM)
-    assert (done.code, done.out, done.err) == (EXIT_OK if command == "serve" else 128 + signal.SIGTERM, b"", "")
+    err = "client: read x failed, nothing happened: ended by SIGTERM\n" if command == "read" else ""
+    assert (done.code, done.out, done.err) == (EXIT_OK if command == "serve" else 128 + signal.SIGTERM, b"", err)
 
 
 @pytest.mark.parametrize("number", ENDINGS)
@@ -441,7 +446,8 @@ def test_a_one_shot_that_is_ended_before_it_has_done_anything_says_by_what(
     client = group.start("client", "write", "notes.txt", "more", "--data", "second")
     noted(group, "second", "joined as second")
     done = client.stop(number)
-    assert (done.code, done.out, done.err) == (128 + number, b"", "")
+    assert refusal(done) == f"write notes.txt failed, nothing happened: ended by {number.name}"
+    assert done.code == 128 + number
     assert lockd.running
     assert group.ok("read", "notes.txt", "--data", "first") == b"text\n"
 
@@ -461,16 +467,17 @@ def test_serve_waits_for_a_one_shot(group: Group) -> None:
     assert client.ready() == "ready a on a, durability disk"
 
 
-@pytest.mark.parametrize("command", ["serve", "run"])
+@pytest.mark.parametrize("command", ["serve", "run", "read"])
 def test_who_waits_for_a_directory_can_be_ended(group: Group, command: str) -> None:
     lock = take(group.path("a"), "one-shot")
     assert lock is not None
-    client = group.start("client", command, "--data", "a")
+    client = group.start("client", command, "--data", "a", *(["x"] if command == "read" else []))
     path = group.path("a", "lock")
     until(lambda: has_open(client, path), "it looks at the lock")
     done = client.stop(signal.SIGTERM)
     lock.release()
-    assert (done.code, done.out, done.err) == (EXIT_OK if command == "serve" else 128 + signal.SIGTERM, b"", "")
+    err = "client: read x failed, nothing happened: ended by SIGTERM\n" if command == "read" else ""
+    assert (done.code, done.out, done.err) == (EXIT_OK if command == "serve" else 128 + signal.SIGTERM, b"", err)
 
 
 def has_open(child: Child, path: Path) -> bool:
@@ -530,19 +537,22 @@ def test_the_own_count_goes_on_without_a_gap(group: Group) -> None:
 # Lost partners
 
 
-def pausing(group: Group, verb: str = "write", wait: str = "20s") -> tuple[Child, Child, Child, Child]:
+def pausing(
+    group: Group, verb: str = "write", wait: str = "20s", stopped: str = ""
+) -> tuple[Child, Child, Child, Child]:
     """Start lockd, a, b and an op that a carries out and that cannot end: b is stopped, or for a read lockd.
 
     A write would end once b is dropped, which takes two thirds of a lease.
     """
+    stopped = stopped or ("b" if verb == "write" else "lockd")
     lockd = group.lockd("--ttl", "2500ms")
     a, b = group.serving("a"), group.serving("b")
     group.op("a", "write", "one")
     until(lambda: not has_connection(a), "that order is over")
-    (b if verb == "write" else lockd).send(signal.SIGSTOP)
+    (b if stopped == "b" else lockd).send(signal.SIGSTOP)
     more = ["two"] if verb == "write" else []
     op = group.start("client", verb, "notes.txt", *more, "--data", "a", "--wait", wait)
-    if verb == "write":
+    if stopped == "b":
         until(lambda: events_of(group, "a")[-1].values["seq"] == "2", "the op is logged, and so pushed")
     else:
         until(lambda: has_connection(a), "the order has come")
@@ -563,11 +573,85 @@ def has_connection(child: Child) -> bool:
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_change_under_way_is_unknown_when_its_client_ends(group: Group, number: signal.Signals) -> None:
-    _, a, _, op = pausing(group)
+    _, a, b, op = pausing(group)
     a.stop(number)
     done = op.end()
     assert done.code == EXIT_UNKNOWN
-    assert "it may have happened" in refusal(done)
+    line = refusal(done)
+    assert line.startswith("write notes.txt (a:2) ended unknown, it may have happened: ")
+    assert line.endswith("; again with --retry a:2 it is done once")
+    b.send(signal.SIGCONT)
+    assert group.ok("write", "notes.txt", "two", "--data", "b", "--retry", "a:2").startswith(b"ok notes.txt@2 ")
+    assert group.op("b", "read").content == b"one\ntwo\n"
+
+
+def test_a_change_that_has_not_begun_has_failed_when_its_client_is_killed(group: Group) -> None:
+    _, a, _, op = pausing(group, stopped="lockd")
+    a.stop(signal.SIGKILL)
+    done = op.end()
+    assert (
+        refusal(done) == "write notes.txt failed, nothing happened: the client that is up on a ended before it answered"
+    )
+    assert done.code == EXIT_REFUSED
+
+
+@pytest.mark.parametrize("number", ENDINGS)
+def test_a_one_shot_that_is_ended_takes_back_what_has_not_begun(group: Group, number: signal.Signals) -> None:
+    lockd, a, b, op = pausing(group, stopped="lockd")
+    done = op.stop(number)
+    assert refusal(done) == f"write notes.txt failed, nothing happened: ended by {number.name}"
+    assert done.code == 128 + number
+    lockd.send(signal.SIGCONT)
+    noted(group, "a", "write of notes.txt ended failed: nobody waits for it any more")
+    group.op("b", "write", "three")
+    assert group.op("a", "read").content == b"one\nthree\n"
+    for process in (a, b, lockd):
+        process.stop()
+    passes_the_check(group, "a", "b")
+
+
+@pytest.mark.parametrize("number", ENDINGS)
+def test_a_one_shot_that_is_ended_tells_the_id_of_what_has_begun(group: Group, number: signal.Signals) -> None:
+    _, _, b, op = pausing(group)
+    done = op.stop(number)
+    assert refusal(done) == (
+        f"write notes.txt (a:2) ended unknown, it may have happened: ended by {number.name}, "
+        "while the client that is up on a goes on with it; again with --retry a:2 it is done once"
+    )
+    assert done.code == 128 + number
+    b.send(signal.SIGCONT)
+    assert group.ok("write", "notes.txt", "two", "--data", "b", "--retry", "a:2").startswith(b"ok notes.txt@2 ")
+    assert group.op("a", "read").content == b"one\ntwo\n"
+
+
+def test_a_one_shot_that_is_ended_says_that_its_client_does_not_answer(group: Group) -> None:
+    _, a, _, op = pausing(group, stopped="lockd")
+    a.send(signal.SIGSTOP)
+    done = op.stop(signal.SIGINT)
+    assert refusal(done) == (
+        "write notes.txt ended unknown, it may have happened: ended by SIGINT, "
+        "while the client that is up on a does not answer; look into client snapshots notes.txt --data a"
+    )
+    assert done.code == 128 + signal.SIGINT
+
+
+@pytest.mark.parametrize("number", ENDINGS)
+def test_a_one_shot_of_its_own_that_is_ended_tells_the_id_of_what_has_begun(
+    group: Group, number: signal.Signals
+) -> None:
+    group.lockd("--ttl", "5s")
+    _, c = group.serving("a"), group.serving("c")
+    group.op("a", "write", "one")
+    group.ok("read", "notes.txt", "--data", "b")
+    c.send(signal.SIGSTOP)
+    op = group.start("client", "write", "notes.txt", "two", "--data", "b")
+    until(lambda: events_of(group, "b")[-1].verb == "write", "the op is logged")
+    done = op.stop(number)
+    assert refusal(done) == (
+        "write notes.txt (b:2) ended unknown, it may have happened: this client was told to end; "
+        "again with --retry b:2 it is done once"
+    )
+    assert done.code == 128 + number
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -644,6 +728,31 @@ def test_a_damaged_journal_ends_the_client_in_one_line(group: Group) -> None:
     done = client.end()
     assert done.code == EXIT_CRASHED
     assert re.fullmatch(r"client: .*1\.ops is damaged: op 2 .*; mend that, then start again\n", done.err)
+
+
+def test_a_one_shot_of_its_own_whose_disk_fails_tells_the_id_of_what_has_begun(
+    group: Group, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """In this process: no real disk can be had to fail in a sync."""
+
+    def fail(journal: Journal, change: Persist) -> None:
+        raise FatalStorageError("cannot bring 1.ops to the disk")
+
+    group.lockd()
+    monkeypatch.setattr(Journal, "write", fail)
+    monkeypatch.setattr(
+        sys, "argv", ["client", "write", "notes.txt", "one", "--data", str(group.path("a")), "--lockd", group.endpoint]
+    )
+    before = {number: signal.getsignal(number) for number in ENDINGS}
+    with pytest.raises(SystemExit) as ended:
+        main()
+    for number, handler in before.items():
+        signal.signal(number, handler)
+    assert ended.value.code == EXIT_UNKNOWN
+    assert capfd.readouterr().err == (
+        "client: write notes.txt (a:1) ended unknown, it may have happened: cannot bring 1.ops to the disk; "
+        "mend that, then start again; again with --retry a:1 it is done once\n"
+    )
 
 
 def test_a_run_that_gives_up_leaves_in_good_order(group: Group) -> None:

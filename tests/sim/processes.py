@@ -9,6 +9,7 @@ from typing import Protocol, assert_never
 from client.core import Client
 from client.effects import (
     Answer,
+    Begin,
     Connect,
     Disconnect,
     Effect,
@@ -529,6 +530,8 @@ class ClientProcess:
                     return self.core.handle(Persisted(ticket), self.now_ns)
                 case ReadFile(op, file):
                     self.reads[op] = directory.journal.read(file)
+                case Begin():
+                    pass  # every op is wanted; that one is not is to the core as a full disk
                 case Finished():
                     world.observer.finished(self, effect)
                 case Connect(member):
