@@ -20,18 +20,29 @@ PATIENCE_S: Final = 10.0
 """How long a command waits for a directory that another one holds, in seconds."""
 
 _PAUSE_S: Final = 0.01
+_OF_A_START: Final = (
+    *("journal/meta", "journal/meta.new", "journal", "files", "events.log", "client.log", "socket"),
+    "lock",  # the last: whoever waits for it looks then whether it is still there
+)
+"""What a start makes in a new directory before it joins."""
 
 
 class DirectoryLock:
     """The exclusive use of a data directory, until `release` or the end of the process."""
 
-    def __init__(self, descriptor: int) -> None:
-        """Take over the locked file."""
+    def __init__(self, descriptor: int, directory: Path, made: list[Path], found: set[str]) -> None:
+        """Take over the locked file; `found` is what there was before in the directory, `made` was made for it."""
         self._file = descriptor
+        self._directory, self._made, self._found = directory, made, found
 
-    def release(self) -> None:
-        """Give the directory back."""
+    def release(self, *, keep: bool = True) -> None:
+        """Give the directory back. With `keep` False, it goes again as far as this start has made it."""
         os.ftruncate(self._file, 0)
+        if not keep and "journal" not in self._found:
+            for name in _OF_A_START:
+                if name not in self._found:
+                    _remove(self._directory / name)
+            _remove_directories(self._made)
         os.close(self._file)
 
 
@@ -46,6 +57,27 @@ def take(
     deadline = time.monotonic() + PATIENCE_S
     if not named and not (directory / "journal").exists():
         default_name(directory)  # before anything is made where no client can be
+    made: list[Path] = []
+    while True:
+        had_lock = os.path.lexists(directory / "lock")
+        descriptor = _open_lock(directory, made)
+        if not _locked(descriptor, directory, deadline, given_up):
+            os.close(descriptor)
+            return None
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(directory / "lock")):
+                break
+        os.close(descriptor)  # who had it has taken the directory away
+    found = {name for name in _OF_A_START if os.path.lexists(directory / name)}
+    with contextlib.suppress(OSError):  # a hint for those who wait; the next write of this start tells
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, role.encode(), 0)
+    return DirectoryLock(descriptor, directory, made, found if had_lock else found - {"lock"})
+
+
+def _open_lock(directory: Path, made: list[Path]) -> int:
+    """Open the directory's lock; add to `made` what had to be made for that, the deepest first. Raises CommandError."""
+    missing = [path for path in (directory, *directory.parents) if not os.path.lexists(path)]
     try:
         if (directory / "grants.log").exists():
             raise refused(f"{directory} is a lockd's data directory; choose another --data")
@@ -53,11 +85,19 @@ def take(
             raise refused(f"{directory} cannot be used (it is not a directory); choose another --data")
         make_directories(directory, durable=True)
         descriptor = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    except StorageError as error:
-        reason = error.reason.removeprefix(f"cannot make {directory}: ")
+    except (StorageError, OSError) as error:
+        if isinstance(error, FileNotFoundError) and not directory.exists():
+            return _open_lock(directory, made)  # who had it has taken it away in this moment
+        _remove_directories(missing)
+        reason = error.strerror if isinstance(error, OSError) else error.reason
+        reason = (reason or str(error)).removeprefix(f"cannot make {directory}: ")
         raise refused(f"{directory} cannot be used ({reason}); choose another --data") from None
-    except OSError as error:
-        raise refused(f"{directory} cannot be used ({error.strerror}); choose another --data") from None
+    made[:0] = missing
+    return descriptor
+
+
+def _locked(descriptor: int, directory: Path, deadline: float, given_up: Callable[[], bool]) -> bool:
+    """Wait until the lock is ours; False where a `serve` or `run` has it, or once `given_up()`. Raises CommandError."""
     seen = 0
     while True:
         try:
@@ -66,20 +106,32 @@ def take(
             # Twice, since one that was killed leaves its role behind, until the next one has written its own.
             seen = seen + 1 if os.pread(descriptor, 16, 0) in (b"serve", b"run") else 0
             if seen == 2 or given_up():
-                os.close(descriptor)
-                return None
+                return False
         except OSError as error:
             os.close(descriptor)
             raise refused(f"{directory} cannot be locked ({error.strerror})") from None
         else:
-            with contextlib.suppress(OSError):  # a hint for those who wait; the next write of this start tells
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, role.encode(), 0)
-            return DirectoryLock(descriptor)
+            return True
         if time.monotonic() > deadline:
             os.close(descriptor)
             raise refused(f"{directory} is in use by another command for {PATIENCE_S:g} s; try again")
         time.sleep(_PAUSE_S)
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink()
+    except IsADirectoryError:
+        _remove_directories([path])
+    except OSError:
+        pass  # it is not there, or stays
+
+
+def _remove_directories(paths: list[Path]) -> None:
+    """Take directories away; one in which there is anything stays."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.rmdir()
 
 
 def connect(directory: Path) -> socket.socket | None:

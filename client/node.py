@@ -92,7 +92,7 @@ class Node:
         self._clock = SteadyClock()
         self._wanted: dict[int, _Wanted] = {}
         self._submitted = 0
-        self._joined = False
+        self._joined = self._met_lockd = False
         self._join_refused = ""
         self._desk: OrderDesk | None = None
         self._last: tuple[object, bytes] = (None, b"")
@@ -181,6 +181,11 @@ class Node:
         """Return how many live replicas the group had at once, this one included, at the most."""
         return self._core.replicas_most
 
+    @property
+    def may_be_known(self) -> bool:
+        """Tell whether lockd may know this replica: it was told of it, and has not refused it."""
+        return self._joined or (self._met_lockd and not self._join_refused)
+
     def now_ns(self) -> int:
         """Return the node's time, steady nanoseconds."""
         return self._clock.now_ns()
@@ -250,6 +255,7 @@ class Node:
                 self._from_listener(receive(self._listener))
             elif source is self._link:
                 for up in states(self._link):
+                    self._met_lockd = True
                     self._feed(LockdConnected() if up else LockdDisconnected())
             else:
                 at_desk = True

@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Final, Literal
 
 from client.control import Order, Report
@@ -71,25 +71,23 @@ def one_shot(settings: Settings, order: Order, lock: DirectoryLock, stop: Stop) 
     assert verb in ("read", "write", "update", "restore")
     ended: list[Result] = []
     broken = ""
-    node = _start(settings, stop)
     try:
-        try:
-            node.join(JOIN_NS, lambda: stop.caught is not None)
-            node.submit(
-                verb,  # type: ignore[arg-type]
-                order.file,
-                ended.append,
-                text=order.text,
-                of=order.of,
-                retry=order.retry,
-                wait_ns=order.wait_ms * 1_000_000,
-            )
-            while not ended and stop.caught is None:
-                node.step()
-        finally:
-            node.leave()
-            node.close()
-            lock.release()
+        with _node(settings, lock, stop) as node:
+            try:
+                node.join(JOIN_NS, lambda: stop.caught is not None)
+                node.submit(
+                    verb,  # type: ignore[arg-type]
+                    order.file,
+                    ended.append,
+                    text=order.text,
+                    of=order.of,
+                    retry=order.retry,
+                    wait_ns=order.wait_ms * 1_000_000,
+                )
+                while not ended and stop.caught is None:
+                    node.step()
+            finally:
+                node.leave()
     except CommandError as error:
         if not ended or ended[0].finished.outcome == "failed":
             raise
@@ -104,10 +102,7 @@ def one_shot(settings: Settings, order: Order, lock: DirectoryLock, stop: Stop) 
 @contextmanager
 def _up(settings: Settings, role: Literal["serve", "run"]) -> Iterator[tuple[Node, Stop]]:
     """Take the directory, join the group and carry out orders; leave in good order at the end."""
-    stop = Stop()
-    lock = _take(settings, role, stop)
-    node = _start(settings, stop)
-    try:
+    with closing(Stop()) as stop, _node(settings, _take(settings, role, stop), stop) as node:
         node.listen()
         node.join(JOIN_NS, lambda: stop.caught is not None)
         if stop.caught is None:
@@ -118,10 +113,24 @@ def _up(settings: Settings, role: Literal["serve", "run"]) -> Iterator[tuple[Nod
             node.leave()  # whoever waits for our acks need not wait for the end of our lease
             raise
         node.leave()
+
+
+@contextmanager
+def _node(settings: Settings, lock: DirectoryLock, stop: Stop) -> Iterator[Node]:
+    """Start the client of a directory. Of one that lockd cannot know, nothing stays that was not there before."""
+    node: Node | None = None
+    try:
+        node = Node(settings.data, settings.name, settings.lockd, settings.durability)
+        node.watch(stop.descriptor)
+        for line in node.repaired:
+            _complain(line)
+        yield node
     finally:
-        node.close()
-        lock.release()
-        stop.close()
+        try:
+            if node is not None:
+                node.close()
+        finally:
+            lock.release(keep=node is not None and node.may_be_known)
 
 
 class _Runner:
@@ -239,14 +248,6 @@ def _take(settings: Settings, role: Literal["serve", "run"], stop: Stop) -> Dire
             raise SystemExit(EXIT_OK if role == "serve" else 128 + stop.caught)
         raise refused(f"{settings.data} is in use by another client; stop that one, or choose another --data")
     return lock
-
-
-def _start(settings: Settings, stop: Stop) -> Node:
-    node = Node(settings.data, settings.name, settings.lockd, settings.durability)
-    node.watch(stop.descriptor)
-    for line in node.repaired:
-        _complain(line)
-    return node
 
 
 def _promise(settings: Settings) -> str:

@@ -230,6 +230,18 @@ def test_an_unreachable_lockd(group: Group) -> None:
             f"lockd at {endpoint} cannot be reached (Connection refused); start lockd, or set --lockd"
         )
         assert done.code == EXIT_REFUSED
+    assert [path.name for path in group.path().iterdir()] == ["outputs"], "nothing stays"
+
+
+def test_a_refused_start_leaves_a_directory_as_it_was(up: Group) -> None:
+    up.path("before").mkdir()
+    up.path("before", "note").write_text("mine")
+    assert told(up, "serve --data before --name a")[0] == EXIT_REFUSED
+    assert [path.name for path in up.path("before").iterdir()] == ["note"]
+    up.ok("read", "x", "--data", "before", "--name", "before")
+    kept = set(up.path("before").rglob("*"))
+    assert told(up, "serve --data before --name a")[0] == EXIT_REFUSED
+    assert set(up.path("before").rglob("*")) == kept, "a replica of the group stays one"
 
 
 def test_a_lockd_whose_name_leads_nowhere(group: Group) -> None:
@@ -296,6 +308,7 @@ def test_a_name_in_use(up: Group, command: str) -> None:
     code, line = told(up, [*command.split(), "--data", "second", "--name", "a"])
     assert line == "lockd refused a: the name a is in use by a live session; choose another with --name"
     assert code == EXIT_REFUSED
+    assert not up.path("second").exists()
 
 
 def test_a_refused_name_is_not_remembered(up: Group) -> None:

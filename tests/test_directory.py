@@ -131,6 +131,73 @@ def test_what_is_no_directory_is_refused(tmp_path: Path, name: str, reason: str)
     assert (tmp_path / "file").read_text() == "mine"
 
 
+# A start that came to nothing
+
+
+def started(path: Path) -> None:
+    """Make what a client makes in its directory before it joins."""
+    (path / "files").mkdir(exist_ok=True)
+    (path / "journal").mkdir()
+    for name in ("journal/meta", "events.log", "client.log"):
+        (path / name).write_text("mine")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_what_a_start_has_made_goes_with_it(tmp_path: Path, role: Role) -> None:
+    path = tmp_path / "deep" / "er"
+    lock = held(path, role)
+    started(path)
+    lock.release(keep=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_there_before_stays(tmp_path: Path) -> None:
+    for name in ("client.log", "note", "files"):
+        (tmp_path / name).mkdir() if name == "files" else (tmp_path / name).write_text("before")
+    lock = held(tmp_path, "serve")
+    started(tmp_path)
+    lock.release(keep=False)
+    assert {entry.name for entry in tmp_path.iterdir()} == {"client.log", "note", "files"}
+
+
+def test_what_came_meanwhile_stays(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    lock = held(path, "serve")
+    started(path)
+    (path / "files" / "notes.txt").write_text("somebody's")
+    lock.release(keep=False)
+    assert [str(entry.relative_to(path)) for entry in path.rglob("*")] == ["files", "files/notes.txt"]
+
+
+def test_a_directory_with_a_journal_is_left_alone(tmp_path: Path) -> None:
+    lock = held(tmp_path, "serve")
+    started(tmp_path)
+    lock.release()
+    held(tmp_path, "serve").release(keep=False)
+    assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_who_waits_for_a_directory_that_goes_makes_it_anew(tmp_path: Path) -> None:
+    path = tmp_path / "new"
+    lock = held(path, "one-shot")
+    waiting = Taking(path, "serve")
+    until(lambda: len(descriptors_of(path / "lock")) == 2, "the second has opened the lock")
+    started(path)
+    lock.release(keep=False)
+    second = waiting.end()
+    assert second is not None
+    assert (path / "lock").read_text() == "serve"
+    assert take(path, "serve") is None
+    second.release(keep=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_directory_that_cannot_be_made_leaves_none_above_it(tmp_path: Path) -> None:
+    with pytest.raises(CommandError):
+        take(tmp_path / "above" / ("x" * 300), "serve")
+    assert list(tmp_path.iterdir()) == []
+
+
 # The socket
 
 

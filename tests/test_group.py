@@ -435,6 +435,7 @@ def test_a_client_that_finds_no_lockd_can_be_ended(group: Group, command: str) -
     done = client.stop(signal.SIGTERM)
     err = "client: read x failed, nothing happened: ended by SIGTERM\n" if command == "read" else ""
     assert (done.code, done.out, done.err) == (EXIT_OK if command == "serve" else 128 + signal.SIGTERM, b"", err)
+    assert not group.path("a").exists(), "it was never in the group"
 
 
 @pytest.mark.parametrize("number", ENDINGS)
