@@ -26,6 +26,9 @@ from common.wire import version_after
 _ANSWER_MARGIN_NS: Final = 1_000_000_000
 """lockd ends a wait; so much later the client ends it by itself."""
 
+_NO_SESSION: Final = "no session with lockd in time: it is down, or out of reach; start it, or look into client.log"
+_NO_ANSWER: Final = "lockd gave no answer in time: it is down, or stands still; look into lockd.log, and try again"
+
 Stage = Literal["queued", "waiting", "holding", "settling", "persisting", "pushed", "releasing"]
 
 
@@ -212,11 +215,11 @@ class Holder:
         now_ns = self._shared.now_ns
         for op in list(self._ops):
             if op.stage == "queued" and now_ns >= op.deadline_ns:
-                self._fail(op, "no session with lockd in time", release=False)
+                self._fail(op, _NO_SESSION, release=False)
             elif op.stage == "waiting" and now_ns >= op.deadline_ns + _ANSWER_MARGIN_NS:
                 shared = self._shared
                 shared.tell_lockd_one_way(Cancel(shared.identity.epoch, shared.session, op.request))
-                self._fail(op, "lockd gave no answer in time; is it running?", release=False)
+                self._fail(op, _NO_ANSWER, release=False)
             elif op.stage == "settling" and now_ns >= op.deadline_ns:
                 self._fail(op, f"no ack in time of {self._names(self._missing(op))}")
             elif op.silent_ns is not None and now_ns >= op.silent_ns:

@@ -428,7 +428,8 @@ def test_an_op_without_a_session_fails_in_time() -> None:
     seat.submit("write", "one", wait_ns=5 * S)
     seat.pass_time(5 * S)
     finished = seat.one(Finished)
-    assert (finished.outcome, finished.reason) == ("failed", "no session with lockd in time")
+    told = "no session with lockd in time: it is down, or out of reach; start it, or look into client.log"
+    assert (finished.outcome, finished.reason) == ("failed", told)
 
 
 def test_a_refused_hello_is_told(seat: Seat) -> None:
@@ -676,7 +677,9 @@ def test_a_grant_that_nobody_waits_for_goes_back(seat: Seat) -> None:
         seat.pass_time(S)
         for ping in seat.all(Ping):
             seat.lockd(Pong(EPOCH, ping.request, 0))
-    assert seat.one(Finished).reason == "lockd gave no answer in time; is it running?"
+    assert seat.one(Finished).reason == (
+        "lockd gave no answer in time: it is down, or stands still; look into lockd.log, and try again"
+    )
     assert seat.one(Cancel).request == request
     seat.lockd(Grant(EPOCH, request, FILE, token(1), "exclusive", {}, EMPTY, (replica_id("a"),), (), 0))
     assert seat.one(Cancel).request == request
