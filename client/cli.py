@@ -23,12 +23,17 @@ app = typer.Typer(
 
 Data = Annotated[
     str | None,
-    typer.Option("--data", metavar="DIR", envvar="LOCKSTEP_DATA", help="The data directory.", show_default=False),
+    typer.Option(
+        "--data", metavar="DIR", envvar="LOCKSTEP_DATA", help="The data directory; needed.", show_default=False
+    ),
 ]
 Name = Annotated[
     str | None,
     typer.Option(
-        "--name", metavar="NAME", envvar="LOCKSTEP_NAME", help="The client's name [default: DIR's last part]."
+        "--name",
+        metavar="NAME",
+        envvar="LOCKSTEP_NAME",
+        help="The client's name [default: as DIR remembers, else DIR's last part].",
     ),
 ]
 LockdAt = Annotated[
@@ -37,9 +42,11 @@ LockdAt = Annotated[
         "--lockd",
         metavar="ENDPOINT",
         envvar="LOCKSTEP_LOCKD",
-        help="Where lockd is [default: tcp://127.0.0.1:7461].",
+        help="Where lockd is [default: as DIR remembers, else tcp://127.0.0.1:7461].",
     ),
 ]
+UnusedName = Annotated[str | None, typer.Option("--name", metavar="NAME", envvar="LOCKSTEP_NAME", hidden=True)]
+UnusedLockd = Annotated[str | None, typer.Option("--lockd", metavar="ENDPOINT", envvar="LOCKSTEP_LOCKD", hidden=True)]
 Durability = Annotated[
     str,
     typer.Option(
@@ -54,9 +61,18 @@ Retry = Annotated[
         "--retry", metavar="ID", help="An earlier try that ended unknown: do nothing if it happened. Repeats."
     ),
 ]
-Wait = Annotated[str, typer.Option("--wait", metavar="TIME", help="How long an op waits for its lock.")]
+Wait = Annotated[
+    str, typer.Option("--wait", metavar="TIME", help="How long an op waits for its lock, as in 500ms, 3s or 2m.")
+]
 File = Annotated[str, typer.Argument(metavar="FILE", show_default=False)]
-Text = Annotated[str, typer.Argument(metavar="TEXT", show_default=False)]
+Text = Annotated[
+    str,
+    typer.Argument(
+        metavar="TEXT",
+        show_default=False,
+        help="One line. One that begins with - goes behind --, and the options before that.",
+    ),
+]
 AtSeq = Annotated[str, typer.Argument(metavar="FILE@SEQ", show_default=False)]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -81,9 +97,13 @@ def run(
         typer.Option("--file", metavar="NAME", help="A file to work on; repeats, each op picks one."),
     ] = ["notes.txt"],  # noqa: B006  (typer reads it, nobody writes it)
     lines: Annotated[
-        str | None, typer.Option("--lines", metavar="PATH", help="Take the texts from this file's lines.")
+        str | None,
+        typer.Option("--lines", metavar="PATH", help="Take the texts from this file [default: made up]."),
     ] = None,
-    seed: Annotated[str | None, typer.Option("--seed", metavar="S", help="Repeat the choices of a run.")] = None,
+    seed: Annotated[
+        str | None,
+        typer.Option("--seed", metavar="S", help="Repeat a run's choices [default: others each time]."),
+    ] = None,
     stay: Annotated[bool, typer.Option("--stay", help="When done, serve until SIGINT or SIGTERM.")] = False,
     group: Annotated[
         int, typer.Option("--group", metavar="N", help="Begin when N replicas are up, this one included.")
@@ -91,7 +111,9 @@ def run(
     wait: Wait = "10s",
     stall: Annotated[
         str,
-        typer.Option("--stall", metavar="TIME", help="Stand still so long between an op's journal and its push."),
+        typer.Option(
+            "--stall", metavar="TIME", help="Stand still so long between an op's journal and its push, as in 3s."
+        ),
     ] = "0",
     report: Annotated[bool, typer.Option("--report", hidden=True)] = False,
     data: Data = None,
@@ -189,7 +211,9 @@ def restore(
 
 
 @app.command()
-def snapshots(file: File, json_: Json = False, data: Data = None, name: Name = None, lockd: LockdAt = None) -> None:
+def snapshots(
+    file: File, json_: Json = False, data: Data = None, name: UnusedName = None, lockd: UnusedLockd = None
+) -> None:
     """List the versions of FILE in DIR, oldest first."""
     from client.past import snapshots as lines
 
@@ -198,7 +222,7 @@ def snapshots(file: File, json_: Json = False, data: Data = None, name: Name = N
 
 
 @app.command()
-def show(file_at_seq: AtSeq, data: Data = None, name: Name = None, lockd: LockdAt = None) -> None:
+def show(file_at_seq: AtSeq, data: Data = None, name: UnusedName = None, lockd: UnusedLockd = None) -> None:
     """Print FILE as it was at version SEQ, byte for byte."""
     from client.past import show as content
 
@@ -207,7 +231,7 @@ def show(file_at_seq: AtSeq, data: Data = None, name: Name = None, lockd: LockdA
 
 
 @app.command()
-def diff(first: AtSeq, second: AtSeq, data: Data = None, name: Name = None, lockd: LockdAt = None) -> None:
+def diff(first: AtSeq, second: AtSeq, data: Data = None, name: UnusedName = None, lockd: UnusedLockd = None) -> None:
     """Print what changed from the first FILE@SEQ to the second, as a unified diff."""
     from client.past import diff as lines
 
@@ -223,7 +247,9 @@ def give_up(
     name: Annotated[
         str | None, typer.Option("--name", metavar="NAME", envvar="LOCKSTEP_NAME", help="Who asks, for lockd's log.")
     ] = None,
-    lockd: LockdAt = None,
+    lockd: Annotated[
+        str, typer.Option("--lockd", metavar="ENDPOINT", envvar="LOCKSTEP_LOCKD", help="Where lockd is.")
+    ] = "tcp://127.0.0.1:7461",
 ) -> None:
     """Accept that what only absent clients have of FILE is lost: go on from the replica here that has the most."""
     from common.names import endpoint_problem, is_host
@@ -232,12 +258,11 @@ def give_up(
     for host in of:
         if not is_host(host):
             raise wrong_use(f"--of {host!r}: it is no client's name")
-    endpoint = lockd or "tcp://127.0.0.1:7461"
-    if problem := endpoint_problem(endpoint, listening=False):
-        raise wrong_use(f"--lockd {endpoint}: {problem}")
+    if problem := endpoint_problem(lockd, listening=False):
+        raise wrong_use(f"--lockd {lockd}: {problem}")
     from client.operator import give_up as ask
 
-    replicas = ask(endpoint, name, file, of)
+    replicas = ask(lockd, name, file, of)
     _write_out([f"ok {file} goes on from {replicas} replica{'s' if replicas > 1 else ''}\n".encode()])
 
 

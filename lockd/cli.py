@@ -23,9 +23,14 @@ def lockd(
     data: Annotated[str, typer.Option(metavar="DIR", help="Its directory: state, grants.log, lockd.log.")] = (
         "lockd-data"
     ),
-    ttl: Annotated[str, typer.Option(metavar="TIME", help="How long a session outlives its last message.")] = "3s",
+    ttl: Annotated[
+        str, typer.Option(metavar="TIME", help="How long a session outlives its last message, as in 500ms, 3s or 1m.")
+    ] = "3s",
     rebuild: Annotated[
-        int, typer.Option(metavar="N", help="Its state was lost: take it from all N replicas there are.")
+        int,
+        typer.Option(
+            metavar="N", help="Its state was lost: take it from all N replicas there are.", show_default=False
+        ),
     ] = 0,
 ) -> None:
     """The lock daemon of one group. Prints a line beginning with `ready`, serves until SIGINT or SIGTERM."""

@@ -139,8 +139,8 @@ def _parser() -> Parser:
         default=DEFAULT.delay,
         help="random pause before each op, in seconds [default: %(default)s]",
     )
-    parser.add_argument("--lines", metavar="PATH", help="take the texts from this file's lines")
-    parser.add_argument("--seed", metavar="S", help="repeat the choices of a run")
+    parser.add_argument("--lines", metavar="PATH", help="take the texts from this file's lines [default: made up]")
+    parser.add_argument("--seed", metavar="S", help="repeat the choices of a run [default: others each time]")
     parser.add_argument(
         "--chaos",
         action="store_true",

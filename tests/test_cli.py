@@ -1,6 +1,7 @@
 """The commands as typed: what is wrong is told in one line, with the exit code of its kind, and nothing happens."""
 
 import os
+import re
 import signal
 import socket
 import sys
@@ -209,6 +210,25 @@ def test_lockd_prints_help(typist: Typist) -> None:
     assert (done.code, done.err) == (EXIT_OK, "")
 
 
+@pytest.mark.parametrize("command", ["write", "update"])
+def test_help_tells_how_a_text_may_begin_with_a_dash(typist: Typist, command: str) -> None:
+    text = typist.types([command, "--help"]).out.decode()
+    assert "One that begins with - goes behind --" in " ".join(text.split())
+
+
+WITHOUT_DEFAULT = {"--data", "--help", "--json", "--of", "--rebuild", "--retry", "--stay"}
+
+
+@pytest.mark.parametrize("command", [*COMMANDS, "give-up", "lockd"])
+def test_help_tells_every_default(typist: Typist, command: str) -> None:
+    words, program = ([], "lockd") if command == "lockd" else ([command], "client")
+    text = typist.types([*words, "--help"], program).out.decode()
+    for option in re.split(r"\n  (?=--)", text)[1:]:
+        name = option.split()[0]
+        told = "default:" in option or (command, name) == ("give-up", "--name")
+        assert told or name in WITHOUT_DEFAULT, option
+
+
 def test_without_arguments_help_goes_to_stderr(group: Group) -> None:
     done = group.client()
     assert done.err.startswith("Usage: client ")
@@ -361,7 +381,8 @@ def test_options_stand_before_or_after_the_arguments(up: Group) -> None:
     up.ok("write", "order", "--data", "a", "two")
     up.ok("write", "order", "three", "--data", "a")
     up.ok("write", "--data=a", "--wait=5s", "order", "--", "--four")
-    assert up.ok("read", "order", "--data", "a") == b"one\ntwo\nthree\n--four\n"
+    up.client("write", "order", "--", "-5 degrees", environment={"LOCKSTEP_DATA": "a"})
+    assert up.ok("read", "order", "--data", "a") == b"one\ntwo\nthree\n--four\n-5 degrees\n"
     assert up.ok("show", "--data", "a", "order@1") == up.ok("show", "order@1", "--data", "a") == b"one\n"
 
 

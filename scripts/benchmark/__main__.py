@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print the figures as one JSON object")
     parser.add_argument(
         "--only", nargs="+", metavar="NAME", choices=MEASUREMENTS, default=[*MEASUREMENTS],
-        help=f"make only these: {', '.join(MEASUREMENTS)}",
+        help=f"make only these: {', '.join(MEASUREMENTS)} [default: all]",
     )  # fmt: skip
     options = parser.parse_args(arguments)
     signal.signal(signal.SIGALRM, _time_up)
