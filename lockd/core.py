@@ -553,7 +553,7 @@ class Lockd:
         if hello.group not in ("", self.group):
             return (
                 "its data directory belongs to another group; use an empty one "
-                "(or has lockd lost its state? start it with --rebuild)"
+                "(or has lockd lost its state? start it with --rebuild N)"
             )
         seen = max(hello.epoch, token_epoch(hello.highest_token))
         if seen > self.epoch or hello.highest_token > make_token(self.epoch, self._counter):

@@ -9,7 +9,7 @@ from typing import Final, assert_never
 import zmq
 
 from common.diagnostics import Diagnostics, Strangers
-from common.errors import refused
+from common.errors import CommandError, refused
 from common.limits import QUEUE_MESSAGES_MAX
 from common.messages import Hello, Resume, ToLockd
 from common.moments import SteadyClock
@@ -40,32 +40,32 @@ class Server:
 
         Raises CommandError with what, why and what to do.
         """
-        try:
-            if (data / "events.log").exists():
-                raise refused(f"{data} is a client's data directory; choose another --data")
-            data.mkdir(parents=True, exist_ok=True)
-            self._log = Diagnostics(data / "lockd.log")
-        except FileExistsError:
-            raise refused(f"{data} cannot be used (it is not a directory); choose another --data") from None
-        except OSError as error:
-            raise refused(f"{data} cannot be used ({error.strerror}); choose another --data") from None
-        try:
-            self._state = State.open(data / "state")
-            self._behind = Behind(data)
-        except StateError as error:
-            raise refused(str(error)) from None
-        except OSError as error:
-            raise refused(f"{data} cannot be used ({error.strerror}); choose another --data") from None
+        if (data / "events.log").exists():
+            raise refused(f"{data} is a client's data directory; choose another --data")
         self._context = zmq.Context[zmq.Socket[bytes]]()
         self._socket = listener(self._context, handover=True)
         self.endpoints: list[str] = []
+        try:
+            self._bind(binds)
+            self._open(data, ttl_ns, rebuild)
+        except CommandError:
+            self._let_go()
+            raise
+        self._downs = disconnections(self._socket)
+        self._clock = SteadyClock()
+        self._strangers = Strangers()
+        self._routes: dict[int, bytes] = {}
+        self._connections: dict[bytes, int] = {}
+        self._wait_ms = -1
+        self._behind_ns = self._wanted_ns = self._look_ns = 0
+
+    def _bind(self, binds: list[str]) -> None:
         for bind in binds:
             try:
                 if _answers(bind):
                     raise zmq.ZMQError(zmq.EADDRINUSE)
                 self._socket.bind(bind)
             except zmq.ZMQError as error:
-                self._context.destroy(linger=0)
                 taken = "; is another lockd there?" if error.errno == zmq.EADDRINUSE else ";"
                 raise refused(
                     f"cannot listen on {bind} ({os.strerror(error.errno or 0)}){taken} choose another --bind"
@@ -73,21 +73,31 @@ class Server:
             endpoint = self._socket.get(zmq.LAST_ENDPOINT)
             assert isinstance(endpoint, bytes)
             self.endpoints.append(endpoint.rstrip(b"\0").decode())
-        self._downs = disconnections(self._socket)
+
+    def _open(self, data: Path, ttl_ns: int, rebuild: int) -> None:
         try:
+            data.mkdir(parents=True, exist_ok=True)
+            self._log = Diagnostics(data / "lockd.log")
+            self._state = State.open(data / "state")
+            self._behind = Behind(data)
             durable = self._state.begin()
+        except FileExistsError:
+            raise refused(f"{data} cannot be used (it is not a directory); choose another --data") from None
         except StateError as error:
             raise refused(str(error)) from None
+        except OSError as error:
+            raise refused(f"{data} cannot be used ({error.strerror}); choose another --data") from None
         if rebuild and durable.replicas:
             raise refused(f"{data} holds the state of a group; --rebuild is for an empty --data")
         durable.holds, durable.left, durable.rebuild = self._behind.holds, self._behind.left, rebuild
         self._core = Lockd(durable, ttl_ns)
-        self._clock = SteadyClock()
-        self._strangers = Strangers()
-        self._routes: dict[int, bytes] = {}
-        self._connections: dict[bytes, int] = {}
-        self._wait_ms = -1
-        self._behind_ns = self._wanted_ns = self._look_ns = 0
+
+    def _let_go(self, linger_ms: int = 0) -> None:
+        """Give the endpoints back."""
+        self._context.destroy(linger=linger_ms)
+        for endpoint in self.endpoints:
+            if endpoint.startswith(_IPC):
+                Path(endpoint.removeprefix(_IPC)).unlink(missing_ok=True)
 
     def serve(self, signals: Signals, ready: Callable[[str], None]) -> None:
         """Serve until SIGINT or SIGTERM; then end in good order. Say `ready` when locks can be had."""
@@ -132,10 +142,7 @@ class Server:
     def close(self) -> None:
         """Close socket, state and logs."""
         self._socket.disable_monitor()
-        self._context.destroy(linger=200)
-        for endpoint in self.endpoints:
-            if endpoint.startswith(_IPC):
-                Path(endpoint.removeprefix(_IPC)).unlink(missing_ok=True)
+        self._let_go(linger_ms=200)
         self._state.close()
         self._log.close()
         self._behind.close()

@@ -53,7 +53,7 @@ class State:
             execute("PRAGMA locking_mode = EXCLUSIVE")
             tables = {name for (name,) in execute("SELECT name FROM sqlite_master")}
             if tables and "meta" not in tables:
-                raise StateError(f"{path} is not a lockd state; choose another --data")
+                raise StateError(_not_ours(path, "it has other tables"))
             execute("PRAGMA journal_mode = WAL")
             execute("PRAGMA synchronous = FULL")
             execute("BEGIN IMMEDIATE")
@@ -71,7 +71,7 @@ class State:
                 raise StateError(f"{path.parent} is in use by another lockd; choose another --data") from None
             raise StateError(f"{path} cannot be opened ({error}); check the disk and its permissions") from None
         except sqlite3.DatabaseError as error:
-            raise StateError(f"{path} is not a lockd state ({error}); choose another --data") from None
+            raise StateError(_not_ours(path, str(error))) from None
         if found != FORMAT:
             raise StateError(f"{path} has format {found}, this lockd reads {FORMAT}; use the lockd that wrote it")
 
@@ -146,3 +146,10 @@ class State:
         value = self._meta(key)
         assert isinstance(value, int)
         return value
+
+
+def _not_ours(path: Path, why: str) -> str:
+    return (
+        f"{path} is damaged, or no lockd's state ({why}); choose another --data, or, where this group's state is lost, "
+        f"move {path.parent} away and start with --rebuild N, N being how many replicas there are"
+    )
