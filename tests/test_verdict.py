@@ -1009,14 +1009,16 @@ def test_an_op_without_its_authors_line_is_caught() -> None:
     )
 
 
-def test_the_newest_op_without_a_line_is_caught() -> None:
+@pytest.mark.parametrize("seq", [1, 2])
+def test_an_op_without_a_line_in_its_replicas_log_is_caught(seq: int) -> None:
     group = Group()
     group.do(0, "write", text="one")
+    group.do(0, "write", text="two")
     evidence = group.evidence()
-    change_line(evidence, 2, 3, None)
-    assert wrong(evidence) == {
-        "logs": "client-2/journal: notes.txt@1: the newest op has no line in client-2/events.log"
-    }
+    change_line(evidence, 2, 2 + seq, None)
+    assert wrong(evidence)["logs"] == (
+        f"client-2/journal: notes.txt@{seq}: its op client-0:{seq} has no line in client-2/events.log"
+    )
 
 
 def test_a_flaw_spoils_its_property_alone() -> None:

@@ -150,10 +150,9 @@ def logs(facts: Facts) -> str:
     for client, ticks in facts.logs:
         told = {(line.file, line.seq, line.id) for line in ticks if line.verb not in ("read", "undo")}
         for file, journal in client.journals.items():
-            seq = len(journal.records)
-            if seq and (file, seq, journal.records[-1].id) not in told:
-                where = place(client, file, seq)
-                raise Wrong(where, f"the newest op has no line in {client.name}/events.log")
+            for seq, record in enumerate(journal.records, 1):
+                if (file, seq, record.id) not in told:
+                    raise Wrong(place(client, file, seq), f"its op {record.id} has no line in {client.name}/events.log")
     grants = len(facts.evidence.grants.lines) if facts.evidence.grants else 0
     lines = sum(len(ticks) for _, ticks in facts.logs)
     event_logs = counted(len(facts.logs), "event log")
