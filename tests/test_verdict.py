@@ -164,6 +164,15 @@ class Group:
             asked,
         )
 
+    def copy(self, index: int, name: str) -> Replica:
+        """Copy a replica's directory, and have a client of another name go on with the copy beside it."""
+        origin = self.replicas[index]
+        records = {file: list(records) for file, records in origin.records.items()}
+        hashes = {file: list(hashes) for file, hashes in origin.hashes.items()}
+        copy = Replica(name, origin.clock, list(origin.lines), records, hashes, origin.ops)
+        self.replicas.append(copy)
+        return copy
+
     def told(self) -> list[Told]:
         """Return what the clients were told of their ops, all of them ok, in the order in which they ended."""
         lines = [line.event for replica in self.replicas for line in replica.lines]
@@ -944,6 +953,206 @@ def test_a_host_in_two_logs_is_caught() -> None:
     client = replace(evidence.clients[0], name="copy", journals={}, files={}, snapshots=None)
     evidence = replace(evidence, clients=[*evidence.clients, client])
     assert wrong(evidence)["clocks"] == "copy/events.log:3: client-0 is in client-0/events.log:3 too"
+
+
+# Copies, and hosts that count anew
+
+
+def copied_group() -> Group:
+    """client-0 with three lines, a copy of it beside it, and a copy of that; then ops at all of them.
+
+    copy-1's log: 3-5 of client-0 · 6 write · 7-8 apply · 9 read · 10 apply; copy-2's: 3-5 of client-0 · 6-7 of copy-1 ·
+    8 write · 9 apply.
+    """
+    group = Group("client-0", "client-1")
+    group.do(0, "write", text="one")
+    group.do(1, "write", text="two")
+    group.do(0, "read")
+    group.copy(0, "copy-1")
+    group.do(2, "write", text="three")
+    group.do(0, "update", text="four")
+    group.copy(2, "copy-2")
+    group.do(3, "write", text="five")
+    group.do(2, "read")
+    group.do(0, "write", text="six")
+    return group
+
+
+def by_hand(group: Group, *but: str) -> Evidence:
+    """Return what a run by hand has left, without some clients' directories."""
+    evidence = group.evidence(by_hand=True)
+    return replace(evidence, clients=[client for client in evidence.clients if client.name not in but])
+
+
+def lines_of(evidence: Evidence, client: int) -> list[EventLine]:
+    lines = evidence.clients[client].lines
+    assert isinstance(lines, list)
+    return lines
+
+
+def test_copies_beside_their_originals_pass_and_their_lines_count_once() -> None:
+    group = copied_group()
+    evidence = replace(group.evidence(), told=group.told())
+    assert wrong(evidence) == {}
+    assert wrong(replace(evidence, clients=evidence.clients[::-1])) == {}
+    findings = found(evidence)
+    assert findings["complete"].detail == "8 of 8 ops by 4 clients, each once"
+    assert findings["clocks"].detail == "20 events of 4 hosts"
+    logs, *copies = findings["logs"].detail.split("; ")
+    assert logs.startswith("28 lines of 4 event logs, ")
+    assert copies == [
+        "copy-1 begins with 3 lines of client-0",
+        "copy-2 begins with 3 lines of client-0",
+        "copy-2 begins with 2 lines of copy-1",
+    ]
+
+
+def test_a_copy_that_has_done_nothing_passes() -> None:
+    group = Group("client-0", "client-1")
+    group.do(0, "write", text="one")
+    group.copy(0, "copy")
+    assert wrong(group.evidence()) == {}
+    assert found(group.evidence())["logs"].detail.endswith("; copy begins with 1 line of client-0")
+
+
+def test_a_copy_without_its_original_tells_of_it_as_far_as_it_goes() -> None:
+    evidence = by_hand(copied_group(), "client-0")
+    assert wrong(evidence) == {}
+    assert found(evidence)["clocks"].detail == "16 events of 4 hosts; no log here of 4 newest events of client-0"
+    assert found(evidence)["logs"].detail.endswith(" of grants.log; copy-2 begins with 5 lines of copy-1")
+
+
+CHANGES_OF_A_COPY: dict[str, Callable[[Event], Event] | None] = {
+    "its text": with_values(text="other"),
+    "its time": lambda event: replace(event, time_us=event.time_us - 1),
+    "its host": lambda event: replace(event, host="client-1"),
+    "cut out": None,
+}
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("number", [3, 4, 5])
+@pytest.mark.parametrize("change", CHANGES_OF_A_COPY)
+def test_a_copied_line_that_is_not_the_originals_is_caught(change: str, number: int, turned: bool) -> None:
+    evidence = by_hand(copied_group(), "copy-2")
+    change_line(evidence, 2, number, CHANGES_OF_A_COPY[change])
+    if turned:
+        evidence = replace(evidence, clients=evidence.clients[::-1])
+    found_wrong = wrong(evidence)
+    if change in ("its text", "its time"):
+        assert found_wrong["clocks"] == f"copy-1/events.log:{number}: client-0 is in client-0/events.log:3 too"
+        assert found_wrong["complete"].startswith("copy-1/events.log:")
+    elif change == "its host":
+        assert found_wrong["clocks"].startswith("copy-1/events.log:")
+    elif number < 5:
+        assert found_wrong["clocks"] == f"copy-1/events.log:{number + 1}: client-0 is in client-0/events.log:3 too"
+    else:
+        assert found_wrong == {}  # so looks a copy that was made before this read
+
+
+def test_copied_lines_are_compared_as_they_stand() -> None:
+    evidence = by_hand(copied_group(), "copy-2")
+    lines = lines_of(evidence, 2)
+    lines[1] = replace(lines[1], raw="the same, written otherwise")
+    assert wrong(evidence)["clocks"] == "copy-1/events.log:4: client-0 is in client-0/events.log:3 too"
+
+
+def test_a_copy_whose_lines_do_not_tell_of_all_it_holds_is_caught() -> None:
+    evidence = by_hand(copied_group(), "copy-2")
+    del lines_of(evidence, 2)[1:3]
+    assert wrong(evidence) == {
+        "logs": "copy-1/journal: notes.txt@2: its op client-1:1 has no line in copy-1/events.log"
+    }
+
+
+def test_a_copied_line_that_the_original_does_not_have_is_caught() -> None:
+    evidence = by_hand(copied_group(), "copy-2")
+    del lines_of(evidence, 0)[2:]
+    assert wrong(evidence)["clocks"] == "copy-1/events.log:5: client-0 is in client-0/events.log:3 too"
+
+
+def test_a_line_of_the_original_behind_the_copys_own_is_caught() -> None:
+    evidence = by_hand(copied_group(), "copy-2")
+    lines_of(evidence, 2)[4] = lines_of(evidence, 0)[4]
+    assert wrong(evidence)["clocks"] == "copy-1/events.log:7: client-0 is in client-0/events.log:3 too"
+
+
+def test_a_copy_that_counts_on_as_its_original_is_caught() -> None:
+    evidence = by_hand(copied_group(), "copy-2")
+    for number in range(6, 11):
+        change_line(evidence, 2, number, lambda event: replace(event, host="client-0"))
+    evidence = change_client(evidence, 2, replace(evidence.clients[2], host="client-0"))
+    assert {"complete", "clocks"} <= wrong(evidence).keys()
+
+
+def test_a_copys_clock_begins_with_what_it_was_copied_with() -> None:
+    evidence = by_hand(copied_group(), "copy-2")
+    change_line(evidence, 2, 6, with_clock(**{"client-1": 1}))
+    assert wrong(evidence)["clocks"] == "copy-1/events.log:6: the clock falls back from 2 to 1 for client-1"
+
+
+def test_a_copys_time_begins_where_it_was_copied() -> None:
+    evidence = by_hand(copied_group(), "copy-2")
+    early_us = lines_of(evidence, 2)[2].event.time_us - 5
+    change_line(evidence, 2, 6, lambda event: replace(event, time_us=early_us))
+    assert wrong(evidence)["timestamps"] == "copy-1/events.log:6: 5 µs before the line before it"
+
+
+def anew_group(*, lost: int = 1) -> Group:
+    """client-0 has lost its newest events, as many reads, when client-1 knew of them; it goes on as client-0#2.
+
+    Its log: 3 apply · 4 update of client-0 · 5 apply of client-0#2 · 6 write · 7 apply.
+    """
+    group = Group("client-0", "client-1")
+    group.do(1, "write", text="one")
+    group.do(0, "update", text="two")
+    replica = group.replicas[0]
+    clock = replica.clock
+    for _ in range(lost):
+        group.do(0, "read")
+    del replica.lines[2:]
+    replica.clock, replica.name = clock, "client-0#2"
+    group.do(1, "write", text="three")
+    group.do(0, "write", text="four")
+    group.do(1, "update", text="five")
+    return group
+
+
+@pytest.mark.parametrize(("lost", "events"), [(1, "1 newest event"), (2, "2 newest events")])
+def test_a_host_that_has_lost_its_newest_events_goes_on_under_another_name(lost: int, events: str) -> None:
+    evidence = by_hand(anew_group(lost=lost))
+    assert wrong(evidence) == {}
+    assert found(evidence)["clocks"].detail == f"10 events of 3 hosts; no log here of {events} of client-0"
+    assert found(evidence)["complete"].detail == "5 ops by 2 clients, each once"
+
+
+def test_a_host_that_goes_on_has_lost_nothing() -> None:
+    group = anew_group()
+    group.replicas[0].name = "client-0"
+    evidence = by_hand(group)
+    del lines_of(evidence, 0)[2:]
+    assert wrong(evidence)["clocks"] == "client-1/events.log:5: it knows event 3 of client-0, which has only 2"
+
+
+@pytest.mark.parametrize(("number", "next_one"), [(3, "client-0 counts 2 where 1"), (5, "client-0#2 counts 2 where 1")])
+def test_each_host_of_a_log_is_counted_on_its_own(number: int, next_one: str) -> None:
+    evidence = by_hand(anew_group())
+    change_line(evidence, 0, number, None)
+    assert wrong(evidence)["clocks"] == f"client-0#2/events.log:{number + 1}: {next_one} is next"
+
+
+def test_a_former_hosts_op_without_its_line_is_caught() -> None:
+    evidence = by_hand(anew_group(lost=0))
+    lines_of(evidence, 0)[1] = replace(lines_of(evidence, 0)[0], number=4)
+    assert (
+        wrong(evidence)["logs"] == "client-0#2/journal: notes.txt@2: its op client-0:1 has no line in its author's log"
+    )
+
+
+def test_a_former_host_that_comes_again_is_caught() -> None:
+    evidence = by_hand(anew_group())
+    change_line(evidence, 0, 7, lambda event: replace(event, host="client-0", clock={**event.clock, "client-0": 3}))
+    assert wrong(evidence)["clocks"] == "client-0#2/events.log:7: client-0 comes again, after client-0#2"
 
 
 # 7. timestamps

@@ -1,8 +1,9 @@
 """Clocks: they order two events if and only if the first could have influenced the second (G5)."""
 
+import itertools
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from common.clock import Clock, happens_before_or_equal, merge, tick
 from common.tokens import token_epoch
@@ -14,14 +15,14 @@ from scripts.verdict.finding import Wrong, counted
 def clocks(facts: Facts) -> str:
     """Clocks have no gaps, only grow, and order what could have influenced what."""
     _rise_without_gaps(facts)
+    for _, ticks in facts.logs:
+        _come_in_turn(ticks)
     calm = _is_calm(facts)
     for ticks in facts.by_host.values():
-        before: Clock = {}
         for line in ticks:
-            _knows_whole_pasts(facts, line, before)
+            _knows_whole_pasts(facts, line)
             if line.verb in ("apply", "undo"):
-                _knows_its_op(facts, line, before, calm)
-            before = line.clock
+                _knows_its_op(facts, line, calm)
     for file, (_, longest) in sorted(facts.newest.items()):
         _orders_changes(facts, file, longest)
     grants = facts.evidence.grants
@@ -34,9 +35,8 @@ def clocks(facts: Facts) -> str:
     concurrent, pairs = concurrent_pairs(facts.ops)
     count = sum(len(ticks) for ticks in facts.by_host.values())
     figures = f"{counted(count, 'event')} of {counted(len(facts.by_host), 'host')}"
-    unknown = {host for ticks in facts.by_host.values() for host in ticks[-1].clock} - facts.by_host.keys()
-    if unknown:
-        figures += f"; no log here of {', '.join(sorted(unknown))}"
+    if missing := _missing(facts):
+        figures += f"; no log here of {', '.join(missing)}"
     if pairs:
         return f"{figures}; {concurrent} of {counted(pairs, 'pair')} of ops on different files are concurrent"
     return figures
@@ -51,9 +51,34 @@ def _rise_without_gaps(facts: Facts) -> None:
                 raise Wrong(line.where, f"{host} counts {line.count} where {expected} is next")
 
 
-def _knows_whole_pasts(facts: Facts, line: Tick, before: Clock) -> None:
+def _come_in_turn(ticks: Sequence[Tick]) -> None:
+    """A log goes on under another host, but never again under a former one."""
+    former: set[str] = set()
+    for before, line in itertools.pairwise(ticks):
+        if line.host != before.host:
+            former.add(before.host)
+        if line.host in former:
+            raise Wrong(line.where, f"{line.host} comes again, after {before.host}")
+
+
+def _missing(facts: Facts) -> list[str]:
+    """Name what is known of, but told by no log here: hosts, and the newest events of former ones."""
+    known: Clock = {}
+    for ticks in facts.by_host.values():
+        known = merge(known, ticks[-1].clock)
+    missing = []
+    for host, count in sorted(known.items()):
+        told = len(facts.by_host.get(host, ()))
+        if told == 0:
+            missing.append(host)
+        elif told < count:
+            missing.append(f"{counted(count - told, 'newest event')} of {host}")
+    return missing
+
+
+def _knows_whole_pasts(facts: Facts, line: Tick) -> None:
     """What an event newly knows of a host is an event of it, and all that that event knew."""
-    clock = line.clock
+    clock, before = line.clock, line.before
     for host, count in before.items():
         if clock.get(host, 0) < count:
             raise Wrong(line.where, f"the clock falls back from {count} to {clock.get(host, 0)} for {host}")
@@ -64,13 +89,15 @@ def _knows_whole_pasts(facts: Facts, line: Tick, before: Clock) -> None:
         if others is None:
             continue  # no log of it is at hand
         if count > len(others):
+            if host in facts.former:
+                continue  # its newest events are lost
             raise Wrong(line.where, f"it knows event {count} of {host}, which has only {len(others)}")
         if not happens_before_or_equal(others[count - 1].clock, clock):
             what = f"it knows event {count} of {host}, but not what that knew ({others[count - 1].where})"
             raise Wrong(line.where, what)
 
 
-def _knows_its_op(facts: Facts, line: Tick, before: Clock, calm: bool) -> None:
+def _knows_its_op(facts: Facts, line: Tick, calm: bool) -> None:
     """An apply or undo comes after its op; an apply brings nothing but that op's past."""
     author = facts.authors.get(line.id)
     if author is not None:
@@ -83,7 +110,7 @@ def _knows_its_op(facts: Facts, line: Tick, before: Clock, calm: bool) -> None:
         made = record.clock
     if not happens_before_or_equal(made, line.clock):
         raise Wrong(line.where, f"{line.verb} of {line.id} without that op's clock")
-    if calm and line.verb == "apply" and tick(merge(before, made), line.host) != line.clock:
+    if calm and line.verb == "apply" and tick(merge(line.before, made), line.host) != line.clock:
         raise Wrong(line.where, f"its clock holds more than what {line.host} knew and {line.id} brought")
 
 
@@ -91,8 +118,7 @@ def _bring_nothing_else(facts: Facts) -> None:
     """What an op newly knows came with its lock: an earlier holder knew it."""
     holders: defaultdict[str, set[str]] = defaultdict(set)
     for op in sorted(facts.ops, key=lambda op: op.token):
-        before = facts.by_host[op.host][op.count - 2].clock if op.count > 1 else {}
-        explained = tick(before, op.host)
+        explained = tick(op.before, op.host)
         for holder in holders[op.file]:
             if count := op.clock.get(holder, 0):
                 explained = merge(explained, facts.by_host[holder][count - 1].clock)
@@ -105,9 +131,10 @@ def _is_calm(facts: Facts) -> bool:
     """Tell whether every file was clean at each grant.
 
     Settling an unclean file brings clocks without a tick of their own, so only in a calm run can clocks be
-    checked for holding too much: it ended in order, under one epoch, and no lock was lost and no op undone.
+    checked for holding too much: it ended in order, under one epoch, and no lock was lost and no op undone, nor any
+    event.
     """
-    if not all(facts.undisturbed(client) for client, _ in facts.logs):
+    if facts.former or not all(facts.undisturbed(client) for client, _ in facts.logs):
         return False
     ticks = [line for _, ticks in facts.logs for line in ticks]
     if any(line.verb == "undo" for line in ticks) or len({token_epoch(line.token) for line in ticks}) > 1:

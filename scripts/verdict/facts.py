@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from common.clock import Clock
 from common.records import EMPTY, Record
 from common.tokens import parse_token
+from scripts.verdict.copies import own_host, owner_by_line, owners
 from scripts.verdict.evidence import Client, EventLine, Evidence, Flaw, Journal
 
 CHANGES = frozenset(("write", "update", "restore"))
@@ -16,9 +17,15 @@ HASH_DIGITS = 12
 
 @dataclass(slots=True)
 class Tick:
-    """A line of an event log with its values typed."""
+    """A line of an event log with its values typed.
+
+    `owner` is whose line it is: not the client's where that has only a copy of it. `before` is the clock of the line
+    before it in the same log.
+    """
 
     client: Client
+    owner: Client
+    before: Clock
     number: int
     time_us: int
     host: str
@@ -37,6 +44,11 @@ class Tick:
         return f"{self.client.name}/events.log:{self.number}"
 
     @property
+    def is_copy(self) -> bool:
+        """Tell whether the line counts in another log."""
+        return self.owner is not self.client
+
+    @property
     def count(self) -> int:
         """Return the own component of the clock."""
         return self.clock.get(self.host, 0)
@@ -46,18 +58,19 @@ class Tick:
 class Facts:
     """What the properties look at.
 
-    `logs` are the ticks by client, `by_host` by the host that ticked. `ops` are the ticks of ops that
-    happened, `authors` has the first line of each op's author. `newest` has, per file, the longest journal
-    of a client that did not leave early, and whose it is. `strayed` has, per client that left early and file,
-    the first version that only it has: it died before the others heard of it. `undone` are the ids of ops
-    that were taken back everywhere, or that a kill stopped before they were durable anywhere;
-    `undone_hashes` are those of the versions they made.
+    `logs` are the ticks by client, `by_host` by the host that ticked, without copies. `former` are the hosts that have
+    lines here, and with which no log goes on. `ops` are the ticks of ops that happened, `authors` has the first line of
+    each op's author. `newest` has, per file, the longest journal of a client that did not leave early, and whose it
+    is. `strayed` has, per client that left early and file, the first version that only it has: it died before the
+    others heard of it. `undone` are the ids of ops that were taken back everywhere, or that a kill stopped before they
+    were durable anywhere; `undone_hashes` are those of the versions they made.
     """
 
     evidence: Evidence
     flaws: list[Flaw]
     logs: list[tuple[Client, list[Tick]]]
     by_host: dict[str, list[Tick]]
+    former: set[str]
     ops: list[Tick]
     authors: dict[str, Tick]
     newest: dict[str, tuple[Client, Journal]]
@@ -126,14 +139,16 @@ def gather(evidence: Evidence) -> Facts:
         for file, journal in client.journals.items()
         if (seq := _first_alone(journal, newest[file][1]))
     }
-    facts = Facts(evidence, [], [], {}, [], {}, newest, strayed, set(), set())
+    lines_of = owners(evidence.clients)
+    former = {host for host, client in lines_of.items() if host != own_host(client)}
+    facts = Facts(evidence, [], [], {}, former, [], {}, newest, strayed, set(), set())
     for client in evidence.clients:
-        ticks = list(_ticks(client, facts))
-        facts.logs.append((client, ticks))
-        for tick in ticks:
-            facts.by_host.setdefault(tick.host, []).append(tick)
+        facts.logs.append((client, list(_ticks(client, lines_of, facts))))
+    counting = [tick for _, ticks in facts.logs for tick in ticks if not tick.is_copy]
+    for tick in sorted(counting, key=lambda tick: tick.client is not lines_of[tick.host]):  # what is wrong comes last
+        facts.by_host.setdefault(tick.host, []).append(tick)
     _find_undone(facts)
-    for _, ticks in facts.logs:
+    for ticks in facts.by_host.values():
         for tick in ticks:
             if tick.verb in OPS:
                 facts.authors.setdefault(tick.id, tick)
@@ -165,20 +180,23 @@ def _first_alone(journal: Journal, longest: Journal) -> int:
     return 0
 
 
-def _ticks(client: Client, facts: Facts) -> Iterator[Tick]:
-    for line in client.lines:
+def _ticks(client: Client, lines_of: Mapping[str, Client], facts: Facts) -> Iterator[Tick]:
+    before: Clock = {}
+    for line, owner in zip(client.lines, owner_by_line(client, lines_of), strict=True):
         try:
-            yield _typed(client, line)
+            tick = _typed(client, owner, before, line)
         except KeyError as error:
             problem = f"the line has no {error.args[0]}"
         except ValueError as error:
             problem = str(error)
         else:
+            before = tick.clock
+            yield tick
             continue
         facts.flaws.append(Flaw("logs", f"{client.name}/events.log:{line.number}", problem))
 
 
-def _typed(client: Client, line: EventLine) -> Tick:
+def _typed(client: Client, owner: Client, before: Clock, line: EventLine) -> Tick:
     event, values = line.event, line.event.values
     seq, hash_ = values["seq"], values["hash"]
     if not (seq.isascii() and seq.isdigit() and len(seq) < 19):
@@ -187,6 +205,8 @@ def _typed(client: Client, line: EventLine) -> Tick:
         raise ValueError(f"hash={hash_} is not {HASH_DIGITS} hexadecimal digits")
     return Tick(
         client,
+        owner,
+        before,
         line.number,
         event.time_us,
         event.host,

@@ -5,13 +5,15 @@ the first offending line of which log.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from common.records import Record
 from common.tokens import token_epoch
 from scripts.verdict.causality import clocks
 from scripts.verdict.evidence import Asked, Evidence, PropertyName
-from scripts.verdict.facts import OPS, Facts, Tick, author_of, gather, place
+from scripts.verdict.facts import Facts, Tick, author_of, gather, place
 from scripts.verdict.finding import Finding, Wrong, counted
 from scripts.verdict.history import hash_chain, replay, snapshots
 from scripts.verdict.outcomes import outcomes
@@ -83,10 +85,8 @@ def _under_faults(facts: Facts, asked: Asked, done: int) -> str:
 
 
 def _as_asked(facts: Facts, asked: Asked, done: int) -> str:
-    by_client = ", ".join(
-        f"{client.name} {sum(1 for tick in ticks if tick.verb in OPS and tick.id not in facts.undone)}"
-        for client, ticks in facts.logs
-    )
+    counts = Counter(op.client.name for op in facts.ops)
+    by_client = ", ".join(f"{client.name} {counts[client.name]}" for client, _ in facts.logs)
     figures = f"{done} of {counted(asked.ops, 'op')}"
     if done > asked.ops:
         raise Wrong("run.json", f"{figures} were done ({by_client})")
@@ -109,12 +109,13 @@ def _as_asked(facts: Facts, asked: Asked, done: int) -> str:
 def timestamps(facts: Facts) -> str:
     """Network time never runs back within a process, and a record has the time of its author's line."""
     spread_us = 0
-    for ticks in facts.by_host.values():
+    for _, ticks in facts.logs:
         for before, line in itertools.pairwise(ticks):
             if line.time_us < before.time_us:
                 back_us = before.time_us - line.time_us
                 raise Wrong(line.where, f"{back_us} µs before the line before it")
-        spread_us = max(spread_us, ticks[-1].time_us - ticks[0].time_us)
+        if ticks:
+            spread_us = max(spread_us, ticks[-1].time_us - ticks[0].time_us)
     _grants_rise(facts)
     for file, (_, longest) in sorted(facts.newest.items()):
         for record in longest.records:
@@ -145,7 +146,7 @@ def logs(facts: Facts) -> str:
                 raise Wrong(line.where, "the line has no from")
     for file, (client, longest) in sorted(facts.newest.items()):
         for seq, record in enumerate(longest.records, 1):
-            if record.id not in facts.authors and author_of(record.id) in here:
+            if record.id not in facts.authors and author_of(record.id) in here and not _is_lost(facts, record):
                 raise Wrong(place(client, file, seq), f"its op {record.id} has no line in its author's log")
     for client, ticks in facts.logs:
         told = {(line.file, line.seq, line.id) for line in ticks if line.verb not in ("read", "undo")}
@@ -156,7 +157,16 @@ def logs(facts: Facts) -> str:
     grants = len(facts.evidence.grants.lines) if facts.evidence.grants else 0
     lines = sum(len(ticks) for _, ticks in facts.logs)
     event_logs = counted(len(facts.logs), "event log")
-    return f"{counted(lines, 'line')} of {event_logs}, {counted(grants, 'line')} of grants.log"
+    figures = f"{counted(lines, 'line')} of {event_logs}, {counted(grants, 'line')} of grants.log"
+    copies = Counter((line.client.name, line.owner.name) for _, ticks in facts.logs for line in ticks if line.is_copy)
+    begin = [f"{name} begins with {counted(count, 'line')} of {owner}" for (name, owner), count in copies.items()]
+    return "; ".join([figures, *begin])
+
+
+def _is_lost(facts: Facts, record: Record) -> bool:
+    """Tell whether an op is among the newest events of a former host, which no log tells."""
+    host = author_of(record.id)
+    return host in facts.former and record.clock.get(host, 0) > len(facts.by_host.get(host, ()))
 
 
 PROPERTIES: Final[dict[PropertyName, Callable[[Facts], str]]] = {
