@@ -230,3 +230,30 @@ def test_a_wiped_directory_is_a_new_replica_and_the_old_one_is_missed_by_nobody(
     line = Path(group.path("b", "events.log")).read_text().splitlines()[2]
     assert parse_event(line).host == "b#2"
     a.stop()
+
+
+def test_a_copy_of_a_living_clients_directory_is_another_replica(group: Group) -> None:
+    lockd = group.lockd()
+    clients = [group.serving(name) for name in ("a", "b")]
+    group.op("a", "write", "one")
+    group.op("b", "write", "two")
+    shutil.copytree(group.path("a"), group.path("copy"), ignore=shutil.ignore_patterns("socket"))
+    refused = group.client("serve", "--data", "copy", "--name", "a")
+    assert refused.code == EXIT_REFUSED and "the name a is in use by a live session" in refused.err
+    copy = group.serving("copy", "--name", "copy")
+    assert "this directory is a copy, or an old one" in log(group, "copy")
+    for text in ("three", "four"):
+        for name in ("copy", "a", "b"):
+            group.op(name, "write", f"{text} of {name}")
+    copy.stop()
+    group.op("a", "write", "five")
+    clients.append(group.serving("copy"))  # it is nobody's copy any more, and remembers its name
+    group.op("copy", "write", "six")
+    assert len({group.op(name, "read").content for name in ("a", "b", "copy")}) == 1
+    for process in (*clients, lockd):
+        assert process.stop().code == EXIT_OK
+    hosts = [parse_event(line).host for line in group.path("copy", "events.log").read_text().splitlines()[2:]]
+    assert hosts == ["a"] * 2 + ["copy"] * (len(hosts) - 2)
+    passes_the_check(group, "a", "b", "copy")
+    findings = {finding.name: finding.detail for finding in check([group.directory])}
+    assert findings["logs"].endswith("; copy begins with 2 lines of a")
