@@ -163,8 +163,6 @@ class Client:
         shared.out = []
         if not isinstance(event, PersistFailed):
             shared.clock_before = shared.clock
-        if self._loose:
-            self._log_what_is_true()
         match event:
             case FromDaemon(message):
                 self._from_lockd(message)
@@ -300,6 +298,8 @@ class Client:
         shared.emit(Remember(identity.replica, identity.host, identity.group, identity.epoch, identity.epoch_id))
         shared.session = message.session
         self._session = "joined"
+        if self._loose:
+            self._log_what_is_true()
         self._synchronize(sent_ns, message.time_us)
         self._view(message.view)
         shared.emit(Note(f"joined as {identity.host}, session {message.session} of epoch {message.epoch}"))

@@ -1060,7 +1060,10 @@ def lines_after(lines: list[LogLine], journal: MemoryJournal) -> list[LogLine]:
     """Return what a client that starts after these lines logs of them."""
     identity = Identity("a", "a" * 16, replica_id("a"), 2, "tcp://127.0.0.1:9", "disk", "a", GROUP)
     core = Client(identity, journal, journal.states(), lines[-1].clock, lines[-1].time_us, reversed(lines))
-    effects = core.handle(LockdConnected(), 1_000 * S)
+    (hello,) = core.handle(LockdConnected(), 1_000 * S)
+    assert isinstance(hello, SendLockd) and isinstance(hello.message, Hello), "before it knows whose log it is"
+    welcome = Welcome(EPOCH, EPOCH_ID, 1, hello.message.request, GROUP, 3000, "a", replica_id("a"), (), 0)
+    effects = core.handle(FromDaemon(welcome), 1_000 * S)
     assert not [effect for effect in core.handle(Timer(), 1_000 * S) if isinstance(effect, Log)]
     told = [effect for effect in effects if isinstance(effect, Log)]
     return [

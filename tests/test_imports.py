@@ -30,7 +30,12 @@ CORES = (
     "client.replica",
     "client.shared",
     "lockd.core",
+    "lockd.identities",
     "lockd.locks",
+    "lockd.members",
+    "lockd.queues",
+    "lockd.restart",
+    "lockd.shared",
 )
 """The modules without I/O. What they import from this project is held to the same rule."""
 

@@ -653,9 +653,9 @@ def test_a_client_without_a_replica_locks_no_file(desk: Desk) -> None:
 
 def test_locks_and_waiters_have_limits(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
     assert LOCKS_MAX > 1 < WAITERS_MAX
-    monkeypatch.setattr("lockd.core.LOCKS_MAX", 1)
-    monkeypatch.setattr("lockd.core.WAITERS_MAX", 1)
-    monkeypatch.setattr("lockd.core.SESSIONS_MAX", 1)
+    monkeypatch.setattr("lockd.queues.LOCKS_MAX", 1)
+    monkeypatch.setattr("lockd.queues.WAITERS_MAX", 1)
+    monkeypatch.setattr("lockd.identities.SESSIONS_MAX", 1)
     a = desk.join("a")
     a.granted("f")
     a.acquire("g")
@@ -935,7 +935,7 @@ def test_the_queue_does_what_two_lists_would(kind: Kind, steps: list[tuple[int, 
             if hold is not None and way_out == "release or cancel":
                 guest.say(Release, 900, "l", hold.token, EMPTY, {}, False, (), False)
             elif hold is None and way_out == "wait over":
-                desk.core._wait_over(desk.core.sessions[guest.session], asked[number], desk.now_ns)
+                desk.core._queues.wait_over(desk.core.sessions[guest.session], asked[number], desk.now_ns)
             else:
                 guest.say(Cancel, asked[number])
             del asked[number]

@@ -112,7 +112,7 @@ def test_another_file_is_no_state(path: Path, content: bytes) -> None:
 def test_a_database_of_another_program_is_left_alone(path: Path) -> None:
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE songs (name TEXT)")
-    with pytest.raises(StateError, match="no lockd.s state"):
+    with pytest.raises(StateError, match=r"no lockd.s state"):
         State.open(path)
     assert rows(path, "SELECT name FROM sqlite_master") == [("songs",)]
     assert rows(path, "PRAGMA journal_mode") == [("delete",)]

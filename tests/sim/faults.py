@@ -173,7 +173,7 @@ class Injector:
                 return
             case "copy" | "old copy":
                 if actor.directory.host and not group.copied:
-                    group.copied = True
+                    group.copied = fault.kind
                     copy = group.copy_directory(actor.directory, fault.kind)
                     group.schedule.after(fault.lasts_ns, self._start_copy, fault, actor, actor.directory, copy)
                     return

@@ -202,7 +202,7 @@ class Group:
         self.lockd = LockdProcess(self.world, plan.ttl_ns)
         self.actors = [Actor(self, client, self.new_directory(client.name), random) for client in plan.clients]
         self._by_name = {actor.plan.name: actor for actor in self.actors}
-        self.copied = False
+        self.copied = ""
         self.copies: list[Directory] = []
         self._injector = Injector(self, random)
         for actor in self.actors:

@@ -32,7 +32,10 @@ def evidence_of(group: Group) -> Evidence:
     asked = Asked(len(group.actors), len(outcomes), group.plan.files, stopped=not calm, left=gone)
     clients = [_client_of(actor.directory) for actor in group.actors]
     left = next(actor.directory for actor in group.actors if not actor.gone)
-    clients += [_log_of(lost, left) for actor in group.actors for lost in actor.lost]
+    hosts = {client.host for client in clients}
+    # Where a copy goes on as the host of what was lost, the log that counts is the copy's.
+    losts = [lost for actor in group.actors for lost in actor.lost if lost.host not in hosts]
+    clients += [_log_of(lost, left) for lost in losts]
     return Evidence(clients, Grants("lockd/grants.log", lines), asked)
 
 

@@ -13,8 +13,11 @@ from client.holder import Holder, Op
 from client.replica import Follower
 from common.messages import Fetched, Grant, Hello, Mode, Release, ReplicaHello
 from common.records import Record, Version
-from lockd.core import Lockd, Session
+from lockd.core import Lockd
+from lockd.identities import Identities
 from lockd.locks import FileState, Hold, Lock, Waiter
+from lockd.queues import Queues
+from lockd.shared import Session
 from tests.sim.processes import LockdProcess
 from tests.sim.run import SimulationFailed, run_seed
 
@@ -70,10 +73,10 @@ def leave_the_file_clean(lockd: Lockd, session: Session, why: str, now_ns: int, 
 
 
 def call_clean_what_few_have(
-    lockd: Lockd, lock: Lock, hold: Hold, message: Release, now_ns: int, *, _let_go: Any = Lockd._let_go
+    queues: Queues, lock: Lock, hold: Hold, message: Release, now_ns: int, *, _let_go: Any = Queues._let_go
 ) -> None:
     acked = (*message.acked, *(lock.file.in_sync if lock.file else ()))
-    _let_go(lockd, lock, hold, replace(message, acked=acked), now_ns)
+    _let_go(queues, lock, hold, replace(message, acked=acked), now_ns)
 
 
 def restart_with_clean_files(process: LockdProcess, *, _start: Any = LockdProcess.start) -> None:
@@ -85,27 +88,27 @@ def restart_with_clean_files(process: LockdProcess, *, _start: Any = LockdProces
             new.file.clean, new.file.clean_token = lock.file.clean, lock.file.clean_token
 
 
-def grant_to_a_learner(lockd: Lockd, lock: Lock) -> Waiter | None:
+def grant_to_a_learner(queues: Queues, lock: Lock) -> Waiter | None:
     return next(iter(lock.queue.values()), None)
 
 
-def grant_to_the_last(lockd: Lockd, lock: Lock) -> Waiter | None:
-    members = [(waiter, lockd.sessions[waiter.session].member) for waiter in lock.queue.values()]
+def grant_to_the_last(queues: Queues, lock: Lock) -> Waiter | None:
+    members = [(waiter, queues._shared.sessions[waiter.session].member) for waiter in lock.queue.values()]
     in_sync = lock.file.in_sync if lock.file else ()
     return next((waiter for waiter, member in reversed(members) if member and member.replica in in_sync), None)
 
 
-def admit_wherever_it_is(lockd: Lockd, lock: Lock, file: FileState) -> None:
-    lockd._admit(lock, [replica for replica in file.reports if replica in lockd._by_replica])
+def admit_wherever_it_is(queues: Queues, lock: Lock, file: FileState) -> None:
+    queues.admit(lock, [replica for replica in file.reports if replica in queues._shared.by_replica])
 
 
-def admit_whatever_it_follows(lockd: Lockd, lock: Lock, file: FileState) -> None:
+def admit_whatever_it_follows(queues: Queues, lock: Lock, file: FileState) -> None:
     at_clean = [replica for replica, (version, _) in file.reports.items() if version == file.clean]
-    lockd._admit(lock, [replica for replica in at_clean if replica in lockd._by_replica])
+    queues.admit(lock, [replica for replica in at_clean if replica in queues._shared.by_replica])
 
 
-def take_an_old_copy_for_the_replica(lockd: Lockd, replica: ReplicaHello, incarnation: str) -> bool:
-    known = lockd._replicas.get(replica.replica)
+def take_an_old_copy_for_the_replica(identities: Identities, replica: ReplicaHello, incarnation: str) -> bool:
+    known = identities._shared.replicas.get(replica.replica)
     return known is not None and incarnation != known.incarnation and replica.start_count <= known.start_count
 
 
@@ -166,14 +169,14 @@ RULES: Final[dict[str, Rule]] = {
     "the silent are dropped, at the holder's request": (Holder, "_drop", drop_nobody),
     "a drop is lockd's, and durable": (Holder, "_drop", drop_without_asking),
     "a read counts when its token was still current": (Holder, "granted", read_whatever_is_there),
-    "a file's lock goes to a member of its in-sync set": (Lockd, "_first", grant_to_a_learner),
-    "first come, first served": (Lockd, "_first", grant_to_the_last),
+    "a file's lock goes to a member of its in-sync set": (Queues, "first", grant_to_a_learner),
+    "first come, first served": (Queues, "first", grant_to_the_last),
     "the end of a holder's session leaves the file unclean": (Lockd, "_end", leave_the_file_clean),
-    "clean is what the whole set has acked": (Lockd, "_let_go", call_clean_what_few_have),
+    "clean is what the whole set has acked": (Queues, "_let_go", call_clean_what_few_have),
     "a restart of lockd leaves every file unclean": (LockdProcess, "start", restart_with_clean_files),
-    "who is admitted is at the clean version": (Lockd, "_admit_equals", admit_wherever_it_is),
-    "who is admitted follows the token that left it clean": (Lockd, "_admit_equals", admit_whatever_it_follows),
-    "who has less than the whole set has acked is no member": (Lockd, "_is_copy", take_an_old_copy_for_the_replica),
+    "who is admitted is at the clean version": (Queues, "_admit_equals", admit_wherever_it_is),
+    "who is admitted follows the token that left it clean": (Queues, "_admit_equals", admit_whatever_it_follows),
+    "who has less than the whole set has acked is no member": (Identities, "is_copy", take_an_old_copy_for_the_replica),
     "a session whose process is alive keeps its place": (Lockd, "_contest", ask_nobody),
     "an exclusive hold is alone": (Lock, "admits", let_all_in),
     "a token below the promise is refused": (Follower, "_is_fenced", fence_nobody),

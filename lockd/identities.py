@@ -1,0 +1,102 @@
+"""lockd's core: who says hello: a known replica, a new one or a copy; under which host; and what speaks against it."""
+
+import hashlib
+
+from common.limits import SESSIONS_MAX
+from common.messages import Hello, ReplicaHello
+from common.names import client_name_problem
+from common.records import EMPTY
+from common.tokens import make_token, token_epoch
+from lockd.effects import ReplicaSeen
+from lockd.shared import Session, Shared
+
+
+class Identities:
+    """What lockd knows of all replicas."""
+
+    def __init__(self, shared: Shared) -> None:
+        """Work on the shared state."""
+        self._shared = shared
+
+    def is_copy(self, replica: ReplicaHello, incarnation: str) -> bool:
+        """Tell whether a directory that starts is not the replica's: an older start, or less than that has acked."""
+        shared = self._shared
+        known = shared.replicas.get(replica.replica)
+        if known is None or incarnation == known.incarnation:
+            return False
+        if replica.start_count <= known.start_count:
+            return True
+        for name, lock in shared.locks.items():
+            file = lock.file
+            if file and file.acked_token and replica.replica in file.in_sync:
+                head = replica.heads.get(name)
+                if head is None or head.follows < file.acked_token or head.version.seq < file.acked.seq:
+                    return True
+        return False
+
+    def identify(self, replica: ReplicaHello, incarnation: str, is_copy: bool) -> tuple[str, ReplicaSeen | None]:
+        """Return the replica id in force, and what is known of it.
+
+        A copy gets an id of its own, the same for every hello of this start, and takes nothing from the replica that
+        it was copied from.
+        """
+        shared = self._shared
+        if not is_copy:
+            return replica.replica, shared.replicas.get(replica.replica)
+        copy = hashlib.blake2b(f"{replica.replica} {incarnation}".encode(), digest_size=8).hexdigest()
+        return copy, shared.replicas.get(copy)
+
+    def hello_problem(self, hello: Hello, running: Session | None, replica_id: str) -> str | None:
+        """Return what speaks against a hello, or None."""
+        shared = self._shared
+        if problem := client_name_problem(hello.name):
+            return problem
+        if hello.replica and not hello.replica.replica:
+            return "its replica has no id"
+        if hello.group not in ("", shared.group):
+            return (
+                "its data directory belongs to another group; use an empty one "
+                "(or has lockd lost its state? start it with --rebuild N)"
+            )
+        seen = max(hello.epoch, token_epoch(hello.highest_token))
+        if seen > shared.epoch or hello.highest_token > make_token(shared.epoch, shared.counter):
+            return (
+                f"lockd's state is older than what {hello.name} has seen (epoch {shared.epoch} against {seen}); "
+                "start lockd on its newest data directory"
+            )
+        if hello.epoch and shared.epochs.get(hello.epoch, "") != hello.epoch_id:
+            return (
+                f"lockd's state does not know of the epoch {hello.epoch} that {hello.name} has seen: one of the two is "
+                "an old copy, or was one; start lockd on its newest data directory"
+            )
+        same = running is not None and (
+            running.incarnation == hello.incarnation
+            or (hello.replica and running.member and running.member.replica == replica_id)
+        )
+        if running is not None and not same:
+            return f"the name {hello.name} is in use by a live session; choose another with --name"
+        if len(shared.sessions) >= SESSIONS_MAX:
+            return f"lockd serves at most {SESSIONS_MAX} sessions"
+        if hello.replica:
+            for file, head in hello.replica.heads.items():
+                lock = shared.locks.get(file)
+                if lock is not None and lock.kind != "file":
+                    return f"{file} is a lock without a file in this group"
+                if lock is None and head.version != EMPTY:
+                    return f"lockd does not know its file {file}; start lockd on its newest data directory"
+        return None
+
+    def new_host(self, name: str) -> str:
+        """Return a component in vector clocks that no replica has had."""
+        shared = self._shared
+        taken = {seen.host for seen in shared.replicas.values()}
+        number = 1 + sum(host.partition("#")[0] == name for host in taken)
+        while (host := name if number == 1 else f"{name}#{number}") in taken:
+            number += 1
+        return host
+
+    def _count_of(self, host: str) -> int:
+        """Return how many of a host's events the locks know of."""
+        shared = self._shared
+        clocks = [clock for lock in shared.locks.values() for clock in (lock.writers_clock, lock.readers_clock)]
+        return max([clock.get(host, 0) for clock in clocks], default=0)

@@ -1,0 +1,345 @@
+"""lockd's core: the queues of all locks, and who may be granted what. No I/O.
+
+Whatever may let somebody through (a release, an end of session, an admission) ends in `advance`, which grants from
+the front of the queue. A file's lock goes to members of its in-sync set alone; so who is in it is decided here too.
+"""
+
+import heapq
+
+from common.clock import merge
+from common.grantlog import GrantLine
+from common.limits import LOCKS_MAX, WAITERS_MAX
+from common.messages import Acquire, Admitted, Grant, Learn, Mode, Refused, Release, Released, Settle
+from common.names import file_name_problem, lock_name_problem
+from common.records import EMPTY, Version
+from common.tokens import format_token, make_token
+from lockd.effects import InSyncChanged, KeepLeft, LogGrant
+from lockd.locks import FileState, Hold, Lock, Waiter, new_file
+from lockd.shared import Session, Shared
+
+
+class Queues:
+    """All locks, their waiters and holds."""
+
+    def __init__(self, shared: Shared) -> None:
+        """Work on the shared state."""
+        self._shared = shared
+        self.early: dict[tuple[int, int], tuple[Acquire, int]] = {}
+        """What was asked for, and when, while sessions of the last lockd are expected."""
+
+    def acquire(self, session: Session, message: Acquire, since_ns: int, now_ns: int) -> None:
+        """Take in a request for a lock, asked for at `since_ns`: grant it, let it wait, or refuse it."""
+        shared = self._shared
+        request = message.request
+        if request in session.waits:
+            return
+        if request in session.answers:
+            shared.send(session.route, session.answers[request])
+            return
+        for token, name in session.holds.items():
+            hold = shared.locks[name].holds[token]
+            if hold.request == request and hold.answer is not None:
+                shared.send(session.route, hold.answer)
+                return
+        problem = self._acquire_problem(session, message)
+        if problem:
+            shared.answer(session, request, Refused(shared.epoch, request, problem))
+            return
+        if shared.expected:
+            self.early.setdefault((session.id, request), (message, since_ns))
+            return
+        lock = shared.locks.get(message.lock)
+        if lock is None:
+            lock = shared.locks[message.lock] = Lock(message.lock, message.kind)
+            if message.kind == "file":
+                in_sync = tuple(sorted(shared.by_replica))
+                lock.file = new_file(in_sync)
+                shared.persist(InSyncChanged(lock.name, in_sync))
+        lock.queue[session.id, request] = Waiter(session.id, request, message.mode, since_ns)
+        session.waits[request] = lock.name
+        shared.waiters += 1
+        self.advance(lock, now_ns)
+        if request in session.waits:
+            deadline_ns = since_ns + message.wait_ms * 1_000_000
+            if deadline_ns <= now_ns:
+                self.wait_over(session, request, now_ns)
+            else:
+                heapq.heappush(shared.timers, (deadline_ns, session.id, request))
+
+    def dequeue(self, session: Session, request: int) -> Lock:
+        """Take a waiter out of its queue; return the lock."""
+        shared = self._shared
+        lock = shared.locks[session.waits.pop(request)]
+        del lock.queue[session.id, request]
+        shared.waiters -= 1
+        return lock
+
+    def _acquire_problem(self, session: Session, message: Acquire) -> str | None:
+        shared = self._shared
+        lock = shared.locks.get(message.lock)
+        if lock is not None:
+            if lock.kind != message.kind:
+                return f"{message.lock} is {'a file' if lock.kind == 'file' else 'a lock without a file'} here"
+            if len(lock.queue) >= WAITERS_MAX:
+                return f"{message.lock} has {WAITERS_MAX} waiters already"
+        elif len(shared.locks) >= LOCKS_MAX:
+            return f"lockd keeps at most {LOCKS_MAX} locks"
+        if message.kind == "plain":
+            return lock_name_problem(message.lock)
+        if session.member is None:
+            return "a client without a replica cannot lock a file"
+        return file_name_problem(message.lock) or (self._clash(message.lock) if lock is None else None)
+
+    def _clash(self, name: str) -> str | None:
+        shared = self._shared
+        parts = name.split("/")
+        for end in range(1, len(parts)):
+            above = shared.locks.get("/".join(parts[:end]))
+            if above is not None and above.kind == "file":
+                return f"{above.name} is a file, so it cannot be a folder of {name}"
+        for other in shared.locks.values():
+            if other.kind == "file" and other.name.startswith(name + "/"):
+                return f"{name} is a folder, since {other.name} is a file"
+        return None
+
+    def advance(self, lock: Lock, now_ns: int) -> None:
+        """Grant to whoever stands first and can be served, as long as that is possible."""
+        shared = self._shared
+        if shared.expected:
+            return
+        file = lock.file
+        if file and not lock.holds:
+            self._admit_equals(lock, file)
+            if self._wait_for_learner(lock, file, now_ns):
+                return
+        while (waiter := self.first(lock)) is not None:
+            mode: Mode = "exclusive" if file and file.clean is None else waiter.mode
+            if not lock.admits(mode):
+                break
+            self._grant(lock, waiter, mode, now_ns)
+        if file is None:
+            if not lock.holds and not lock.queue:
+                shared.locks.pop(lock.name, None)
+        elif not lock.holds:
+            untouched = file.clean == EMPTY and not file.clean_token
+            if untouched and not (lock.queue or lock.writers_clock or lock.readers_clock or file.reports):
+                # Nothing ever happened to it: the op that named it has failed.
+                if shared.locks.pop(lock.name, None) is not None:
+                    shared.persist(InSyncChanged(lock.name, ()))
+            else:
+                self._ask_to_settle(lock, file)
+
+    def _wait_for_learner(self, lock: Lock, file: FileState, now_ns: int) -> bool:
+        """Tell whether to hold back for a learner that stands first, so that it can catch up; once for each waiter.
+
+        Without that, the next grant would always come before its report, and it would starve.
+        """
+        shared = self._shared
+        for waiter in lock.queue.values():
+            session = shared.sessions[waiter.session]
+            if not session.connected:
+                continue
+            member = session.member
+            if file.clean is None or member is None or member.replica in file.in_sync:
+                return False
+            learn = self.learn(lock, file, member.replica)
+            if waiter.patience_ns is None and learn.sources:
+                waiter.patience_ns = now_ns + shared.ttl_ns // 3
+                heapq.heappush(shared.timers, (waiter.patience_ns, waiter.session, -waiter.request))
+                shared.send(session.route, learn)
+            if waiter.patience_ns is not None and now_ns < waiter.patience_ns:
+                return True
+        return False
+
+    def first(self, lock: Lock) -> Waiter | None:
+        """Return the first waiter that can be served, None if there is none."""
+        shared = self._shared
+        for waiter in lock.queue.values():
+            session = shared.sessions[waiter.session]
+            if not session.connected:
+                continue
+            if lock.file is None:
+                return waiter
+            member = session.member
+            if member and member.replica in lock.file.in_sync:
+                return waiter
+        return None
+
+    def _grant(self, lock: Lock, waiter: Waiter, mode: Mode, now_ns: int) -> None:
+        shared = self._shared
+        session = shared.sessions[waiter.session]
+        self.dequeue(session, waiter.request)
+        shared.counter += 1
+        token = make_token(shared.epoch, shared.counter)
+        clean: Version | None = EMPTY
+        in_sync: tuple[str, ...] = ()
+        learners: tuple[str, ...] = ()
+        if lock.file:
+            clean, in_sync = lock.file.clean, lock.file.in_sync
+            learners = tuple([replica for replica in shared.by_replica if replica not in in_sync])
+            lock.file.settle_asked = False
+        newest = shared.last_session
+        lock.holds[token] = Hold(session.id, waiter.request, token, mode, waiter.mode, clean, now_ns, newest)
+        session.holds[token] = lock.name
+        clock = lock.writers_clock
+        if waiter.mode == "exclusive":
+            clock = merge(clock, lock.readers_clock)
+        waited_ms = f"{(now_ns - waiter.since_ns) / 1e6:.3f}"
+        shared.emit(
+            LogGrant(
+                GrantLine(
+                    now_ns // 1000,
+                    "grant",
+                    lock.name,
+                    mode,
+                    token,
+                    session.host,
+                    (("waited_ms", waited_ms), ("queue", str(len(lock.queue)))),
+                )
+            )
+        )
+        grant = Grant(
+            shared.epoch, waiter.request, lock.name, token, mode, clock, clean, in_sync, learners, now_ns // 1000
+        )
+        lock.holds[token].answer = grant
+        shared.answer(session, waiter.request, grant)
+
+    def release(self, session: Session, message: Release, now_ns: int) -> None:
+        """Take a hold back, with what its holder left; the next in turn follow."""
+        shared = self._shared
+        lock = shared.locks.get(message.lock)
+        hold = lock.holds.get(message.token) if lock else None
+        if lock is None or hold is None or hold.session != session.id:
+            if message.confirm:
+                answer = session.answers.get(message.request) or Released(shared.epoch, message.request, False)
+                shared.send(session.route, answer)
+            return
+        if message.changed:
+            lock.writers_clock, lock.readers_clock = merge(lock.writers_clock, message.clock), {}
+        else:
+            lock.readers_clock = merge(lock.readers_clock, message.clock)
+        self._let_go(lock, hold, message, now_ns)
+        if message.confirm:
+            shared.answer(session, message.request, Released(shared.epoch, message.request, True))
+        self.advance(lock, now_ns)
+
+    def _let_go(self, lock: Lock, hold: Hold, message: Release, now_ns: int) -> None:
+        """Take the hold away, decide what the file is now, and keep that before the log tells of it."""
+        shared = self._shared
+        session = shared.sessions[hold.session]
+        del lock.holds[hold.token]
+        del session.holds[hold.token]
+        file, version, admitted = lock.file, message.version, []
+        if file and hold.mode == "exclusive" and session.member and version != hold.clean:
+            if set(message.acked).issuperset(file.in_sync):
+                file.clean, file.clean_token = version, hold.token
+                file.acked, file.acked_token = version, hold.token
+                # Who has begun a session since then may have acked in an earlier life.
+                older = [replica for replica, its in shared.by_replica.items() if its.id <= hold.newest]
+                admitted = [replica for replica in message.acked if replica in older and replica not in file.in_sync]
+            else:
+                file.clean = None
+        if message.clock:
+            self.keep_left(lock)
+        shared.log("release", lock, hold, now_ns)
+        self.admit(lock, admitted)
+
+    def keep_left(self, lock: Lock) -> None:
+        """Have what the holders left kept, behind."""
+        shared = self._shared
+        acked, token = (lock.file.acked, lock.file.acked_token) if lock.file else (EMPTY, 0)
+        shared.emit(KeepLeft(lock.name, lock.writers_clock, lock.readers_clock, acked, token))
+
+    def cancel(self, session: Session, request: int, now_ns: int) -> None:
+        """Take a waiter out of its queue, or back the grant that is under way to it."""
+        shared = self._shared
+        self.early.pop((session.id, request), None)
+        if request in session.waits:
+            self.advance(self.dequeue(session, request), now_ns)
+            return
+        for token, name in session.holds.items():
+            lock = shared.locks[name]
+            hold = lock.holds[token]
+            if hold.request == request:
+                del lock.holds[token]
+                del session.holds[token]
+                shared.log("release", lock, hold, now_ns)
+                self.advance(lock, now_ns)
+                return
+
+    def wait_over(self, session: Session, request: int, now_ns: int) -> None:
+        """Refuse a request that has waited for as long as it wanted to."""
+        shared = self._shared
+        if request not in session.waits:
+            return
+        lock = self.dequeue(session, request)
+        shared.answer(session, request, Refused(shared.epoch, request, f"no grant in time: {self._why(lock, session)}"))
+        # Those behind may go together with the holders that it had to wait for.
+        self.advance(lock, now_ns)
+
+    def _why(self, lock: Lock, session: Session) -> str:
+        shared = self._shared
+        if lock.holds:
+            holders = ", ".join(
+                f"{shared.sessions[hold.session].host} under token {format_token(hold.token)}"
+                for hold in lock.holds.values()
+            )
+            return f"{lock.name} is held by {holders}"
+        if lock.file and not any(replica in shared.by_replica for replica in lock.file.in_sync):
+            absent = ", ".join(shared.replicas[replica].host for replica in lock.file.in_sync)
+            return f"only absent clients hold the newest version of {lock.name}: {absent}; start one of them"
+        if lock.file and session.member and session.member.replica not in lock.file.in_sync:
+            return f"this replica is still catching up with {lock.name}; try again"
+        return f"{lock.name} was wanted by others first"
+
+    def set_in_sync(self, lock: Lock, replicas: tuple[str, ...]) -> None:
+        """Make another in-sync set a file's, durably."""
+        shared = self._shared
+        assert lock.file is not None
+        if replicas != lock.file.in_sync:
+            lock.file.in_sync = replicas
+            shared.persist(InSyncChanged(lock.name, replicas))
+
+    def admit(self, lock: Lock, replicas: list[str]) -> None:
+        """Take replicas into the in-sync set, durably, and tell them."""
+        shared = self._shared
+        if not replicas:
+            return
+        assert lock.file is not None
+        self.set_in_sync(lock, (*lock.file.in_sync, *replicas))
+        for replica in replicas:
+            lock.file.reports.pop(replica, None)
+            shared.send(shared.by_replica[replica].route, Admitted(shared.epoch, lock.name))
+
+    def _admit_equals(self, lock: Lock, file: FileState) -> None:
+        """Admit, while the lock is free, the learners that are where the last holder left the file."""
+        shared = self._shared
+        if file.clean is None or not file.reports:
+            return
+        equal = [
+            replica
+            for replica, (version, follows) in file.reports.items()
+            if version == file.clean and follows >= file.clean_token and replica in shared.by_replica
+        ]
+        self.admit(lock, equal)
+
+    def _ask_to_settle(self, lock: Lock, file: FileState) -> None:
+        """Somebody learns an unclean file, or its members differ, and nobody wants it: have a live member settle it."""
+        shared = self._shared
+        if file.clean is not None:
+            file.astray = False
+            file.heads.clear()
+            return
+        if file.settle_asked or not (file.reports or file.astray) or self.first(lock) is not None:
+            return
+        for replica in file.in_sync:
+            if replica in shared.by_replica:
+                file.settle_asked = True
+                shared.send(shared.by_replica[replica].route, Settle(shared.epoch, lock.name))
+                return
+
+    def learn(self, lock: Lock, file: FileState, learner: str) -> Learn:
+        """Return what tells a replica to learn a file, and from whom."""
+        shared = self._shared
+        sources = tuple([r for r in file.in_sync if r in shared.by_replica and r != learner])
+        return Learn(shared.epoch, lock.name, sources)

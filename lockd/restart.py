@@ -1,0 +1,163 @@
+"""lockd's core: how a new lockd takes over from the last one, or begins without its state. No I/O.
+
+Locks on files are void at once. Locks without a file are for their holders to claim, and nothing is granted, until
+the last lockd's sessions are back, a ttl at the most. Where the state is lost, it is taken from the replicas.
+"""
+
+import hashlib
+import heapq
+from collections.abc import Iterable
+
+from common.grantlog import GrantLine
+from common.messages import Grant, Hello, Mode, Refused
+from common.names import lock_name_problem
+from common.records import EMPTY
+from common.tokens import token_epoch
+from lockd.effects import Change, Durable, InSyncChanged, LogGrant, Note, Rebuilt, ReplicaSeen, SessionEnded
+from lockd.locks import FileState, Hold, Lock
+from lockd.queues import Queues
+from lockd.shared import Session, Shared
+
+
+class Restart:
+    """What is left of the last lockd, until it is settled."""
+
+    def __init__(self, shared: Shared, queues: Queues, durable: Durable) -> None:
+        """Work on the shared state, from what is durable."""
+        self._shared = shared
+        self._queues = queues
+        self._before = {line.token: line for line in durable.holds}
+        self._claims: dict[str, dict[int, tuple[int, Mode]]] = {}
+        self._rebuild = durable.rebuild
+        self._rebuild_ns = 0
+        self._survivors: dict[str, tuple[bytes, Hello]] = {}
+
+    @property
+    def rebuilding(self) -> bool:
+        """Tell whether replicas are still missing from which to rebuild the state."""
+        return self._rebuild > 0
+
+    def begin(self, now_ns: int) -> None:
+        """Void the locks on files that the last lockd had granted; wait for its sessions, a ttl at the most."""
+        shared = self._shared
+        self._rebuild_ns = now_ns + shared.ttl_ns
+        self._void([t for t, line in self._before.items() if line.lock in shared.locks or not shared.expected], now_ns)
+        if shared.expected:
+            heapq.heappush(shared.timers, (now_ns + shared.ttl_ns, 0, 0))
+            names = ", ".join(sorted(session.name for session in shared.expected.values()))
+            shared.emit(Note(f"waiting, {shared.ttl_ns / 1e9:g} s at the most, for the sessions of {names}"))
+
+    def arrived(self, now_ns: int, numbers: set[int]) -> None:
+        """Expect these sessions of the last lockd no more; go to work when no other is expected."""
+        shared = self._shared
+        if not numbers:
+            return
+        for number in numbers:
+            del shared.expected[number]
+        shared.persist(*[SessionEnded(number) for number in sorted(numbers)])
+        if shared.expected:
+            return
+        self._settle_claims(now_ns)
+        early, self._queues.early = self._queues.early, {}
+        for (number, _), (acquire, since_ns) in early.items():
+            if (session := shared.sessions.get(number)) is not None:
+                self._queues.acquire(session, acquire, since_ns, now_ns)
+        for lock in list(shared.locks.values()):
+            self._queues.advance(lock, now_ns)
+
+    def _void(self, tokens: Iterable[int], now_ns: int) -> None:
+        """Log the end of holds that the last lockd had granted."""
+        shared = self._shared
+        for token in tokens:
+            line = self._before.pop(token)
+            more = (("held_ms", f"{max(0, now_ns // 1000 - line.time_us) / 1e3:.3f}"),)
+            shared.emit(LogGrant(GrantLine(now_ns // 1000, "expiry", line.lock, line.mode, token, line.client, more)))
+
+    def claim(self, session: Session, hello: Hello) -> None:
+        """Take in which locks without a file a session of the last lockd still holds."""
+        shared = self._shared
+        for held in hello.held:
+            lock = shared.locks.get(held.lock)
+            if lock is None and token_epoch(held.token) < shared.epoch and not lock_name_problem(held.lock):
+                self._claims.setdefault(held.lock, {})[held.token] = session.id, held.mode
+
+    def _settle_claims(self, now_ns: int) -> None:
+        """Take over, of each lock without a file, the hold under the largest token, and what may go with it."""
+        shared = self._shared
+        for name, claims in self._claims.items():
+            live = {token: claim for token, claim in claims.items() if claim[0] in shared.sessions}
+            if not live:
+                continue
+            lock = shared.locks[name] = Lock(name, "plain")
+            # Before all others come those of which grants.log tells; a power cut can have taken its end.
+            for token in sorted(live, key=lambda token: (token in self._before, token), reverse=True):
+                number, mode = live[token]
+                if not lock.admits(mode):
+                    continue
+                session = shared.sessions[number]
+                line = self._before.pop(token, None)
+                since_ns = line.time_us * 1000 if line else now_ns
+                lock.holds[token] = Hold(number, 0, token, mode, mode, EMPTY, since_ns, 0)
+                session.holds[token] = name
+                shared.send(session.route, Grant(shared.epoch, 0, name, token, mode, {}, EMPTY, (), (), now_ns // 1000))
+        self._claims.clear()
+        self._void(list(self._before), now_ns)
+
+    def survived(self, route: bytes, hello: Hello, now_ns: int) -> list[tuple[bytes, Hello]]:
+        """Take in a replica of a group whose lockd has lost its state; return all of them when the last is here."""
+        shared = self._shared
+        replica = hello.replica
+        problem = ""
+        if replica is None or not replica.own_host or not hello.group:
+            problem = "lockd has lost its state, and waits for the replicas to rebuild it from; try again later"
+        for _, other in self._survivors.values() if not problem else ():
+            same_epoch = other.epoch == hello.epoch and other.epoch_id != hello.epoch_id
+            if other.group != hello.group or same_epoch:
+                problem = "lockd is being rebuilt from replicas of another group"
+        if problem or replica is None:
+            shared.send(route, Refused(shared.epoch, hello.request, problem))
+            return []
+        if now_ns < self._rebuild_ns:
+            return []  # a holder under the lost lockd's lease may change yet what this one has
+        if replica.replica not in self._survivors:
+            shared.emit(Note(f"{replica.own_host} is here, {len(self._survivors) + 1} of {self._rebuild}"))
+        self._survivors[replica.replica] = route, hello
+        if len(self._survivors) < self._rebuild:
+            return []
+        survivors, self._survivors, self._rebuild = list(self._survivors.values()), {}, 0
+        self._rebuild_from(survivors)
+        return survivors
+
+    def _rebuild_from(self, survivors: list[tuple[bytes, Hello]]) -> None:
+        """Take group, hosts and in-sync sets from what the replicas have told."""
+        shared = self._shared
+        shared.group = survivors[0][1].group
+        epoch_id = shared.epochs.get(shared.epoch, "")
+        shared.epoch = 1 + max(max(other.epoch, token_epoch(other.highest_token)) for _, other in survivors)
+        shared.epochs = {other.epoch: other.epoch_id for _, other in survivors} | {shared.epoch: epoch_id}
+        changes: list[Change] = [Rebuilt(shared.group, shared.epoch, shared.epochs)]
+        heads: dict[str, list[tuple[int, int, bytes, str]]] = {}
+        hosts: set[str] = set()
+        for _, other in survivors:
+            assert other.replica is not None
+            own = other.replica
+            seen = ReplicaSeen(own.replica, other.name, own.own_host, own.start_count, other.incarnation)
+            shared.replicas[own.replica] = seen
+            changes.append(seen)
+            for file, head in own.heads.items():
+                hosts |= head.clock.keys()
+                version = head.version
+                heads.setdefault(file, []).append((head.follows, version.seq, version.hash, own.replica))
+        for host in sorted(hosts - {seen.host for seen in shared.replicas.values()}):
+            # A lost replica's: it must not be given out again.
+            lost = hashlib.blake2b(host.encode(), digest_size=8).hexdigest()
+            shared.replicas[lost] = ReplicaSeen(lost, host.partition("#")[0], host, 0, "")
+            changes.append(shared.replicas[lost])
+        for file, known in sorted(heads.items()):
+            # What a newer token's holder had taken over stands behind what an older one may have left.
+            most = max(known)[:3]
+            in_sync = tuple([replica for *head, replica in known if tuple(head) == most])
+            shared.locks[file] = Lock(file, "file", FileState(in_sync))
+            changes.append(InSyncChanged(file, in_sync))
+        shared.persist(*changes)
+        shared.emit(Note(f"rebuilt from {len(survivors)} replicas: {len(heads)} files, epoch {shared.epoch}"))

@@ -1,0 +1,82 @@
+"""What the parts of lockd's core share: the group, its sessions and locks, and the effects under way."""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+
+from common.grantlog import GrantEvent, GrantLine
+from common.limits import ANSWERS_KEPT_MAX
+from common.messages import FromLockd, Member
+from lockd.effects import Change, Effect, LogGrant, Persist, ReplicaSeen, Send, SessionOpened
+from lockd.locks import Hold, Lock
+
+
+@dataclass(slots=True)
+class Session:
+    """A client's lease. `member` is its replica as others reach it, None without one."""
+
+    id: int
+    name: str
+    host: str
+    route: bytes
+    incarnation: str
+    hello: int
+    member: Member | None
+    deadline_ns: int
+    connected: bool = True
+    waits: dict[int, str] = field(default_factory=dict)
+    holds: dict[int, str] = field(default_factory=dict)
+    answers: OrderedDict[int, FromLockd] = field(default_factory=OrderedDict)
+
+
+@dataclass(slots=True)
+class Shared:
+    """State that more than one part reads. `expected` are sessions of the last lockd that are not back yet.
+
+    `epochs` are the random ids of all epochs. `counter` is that of the newest token, `waiters` counts those in queues.
+    """
+
+    group: str
+    epoch: int
+    epochs: dict[int, str]
+    ttl_ns: int
+    replicas: dict[str, ReplicaSeen]
+    last_session: int
+    expected: dict[int, SessionOpened]
+    sessions: dict[int, Session] = field(default_factory=dict)
+    by_name: dict[str, Session] = field(default_factory=dict)
+    by_route: dict[bytes, Session] = field(default_factory=dict)
+    by_replica: dict[str, Session] = field(default_factory=dict)
+    locks: dict[str, Lock] = field(default_factory=dict)
+    counter: int = 0
+    waiters: int = 0
+    timers: list[tuple[int, int, int]] = field(default_factory=list)
+    out: list[Effect] = field(default_factory=list)
+
+    def emit(self, effect: Effect) -> None:
+        """Ask the driver for an effect, behind those asked for before."""
+        self.out.append(effect)
+
+    def send(self, route: bytes, message: FromLockd) -> None:
+        """Ask the driver to send a message."""
+        self.emit(Send(route, message))
+
+    def answer(self, session: Session, request: int, message: FromLockd) -> None:
+        """Answer a request, and keep the answer for when it comes again."""
+        session.answers[request] = message
+        if len(session.answers) > ANSWERS_KEPT_MAX:
+            session.answers.popitem(last=False)
+        self.emit(Send(session.route, message))
+
+    def persist(self, *changes: Change) -> None:
+        """Ask the driver to make changes durable, all or nothing."""
+        self.emit(Persist(changes))
+
+    def log(self, event: GrantEvent, lock: Lock, hold: Hold, now_ns: int) -> None:
+        """Ask the driver to log what became of a hold."""
+        client = self.sessions[hold.session].host
+        held_ms = f"{(now_ns - hold.since_ns) / 1e6:.3f}"
+        self.emit(
+            LogGrant(
+                GrantLine(now_ns // 1000, event, lock.name, hold.mode, hold.token, client, (("held_ms", held_ms),))
+            )
+        )
