@@ -3,7 +3,7 @@
 Theory of operation. Whatever comes up is first put into `pending`, a small file mapped into memory: a store
 instead of a system call, and yet the system's, so that a killed lockd loses nothing. `flush` writes it to its
 places, from time to time. A power cut can take the ends of both files, which protect nothing: tokens rise with
-the epoch, and the clocks come back with the heads in the clients' hellos.
+the epoch, and the clocks come back with the clients' hellos.
 
 Format of `pending`: a header of _HEADER (version, boot, base, oldest), then entries of _ENTRY (base, length) and
 so many bytes of msgpack, padded to 8. The header's base is the length that grants.log has without the entries, an
