@@ -6,7 +6,7 @@ from common.limits import SESSIONS_MAX
 from common.messages import Hello, ReplicaHello
 from common.names import client_name_problem
 from common.records import EMPTY
-from common.tokens import make_token, token_epoch
+from common.tokens import format_token, make_token
 from lockd.effects import ReplicaSeen
 from lockd.shared import Session, Shared
 
@@ -58,16 +58,17 @@ class Identities:
                 "its data directory belongs to another group; use an empty one "
                 "(or has lockd lost its state? start it with --rebuild N)"
             )
-        seen = max(hello.epoch, token_epoch(hello.highest_token))
-        if seen > shared.epoch or hello.highest_token > make_token(shared.epoch, shared.counter):
+        if hello.epoch > shared.epoch or hello.highest_token > make_token(shared.epoch, shared.counter):
+            seen = format_token(max(hello.highest_token, make_token(hello.epoch, 0)))
+            ours = format_token(make_token(shared.epoch, shared.counter))
             return (
-                f"lockd's state is older than what {hello.name} has seen (epoch {shared.epoch} against {seen}); "
+                f"lockd's state is older than what {hello.name} has seen ({ours} against {seen}); "
                 "start lockd on its newest data directory"
             )
         if hello.epoch and shared.epochs.get(hello.epoch, "") != hello.epoch_id:
             return (
-                f"lockd's state does not know of the epoch {hello.epoch} that {hello.name} has seen: one of the two is "
-                "an old copy, or was one; start lockd on its newest data directory"
+                f"the epoch {hello.epoch} that {hello.name} has seen is not lockd's epoch {hello.epoch}: lockd was, or is, "
+                "on an old copy of its state; start it on its newest data directory"
             )
         same = running is not None and (
             running.incarnation == hello.incarnation

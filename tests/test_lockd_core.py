@@ -579,7 +579,7 @@ def test_what_readers_left_comes_back_with_them() -> None:
     ("seen", "reason"),
     [
         ({"group": "f" * 16}, "another group"),
-        ({"epoch": 1, "epoch_id": "0" * 16}, "does not know of the epoch 1 that a has seen"),
+        ({"epoch": 1, "epoch_id": "0" * 16}, "the epoch 1 that a has seen is not lockd's epoch 1"),
         ({"epoch": 2}, "older than what a has seen"),
         ({"highest_token": make_token(1, 1)}, "older than what a has seen"),
         ({"heads": {"f": Head(FIRST, FIRST.token, {})}}, "does not know its file f"),
