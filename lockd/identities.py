@@ -65,9 +65,10 @@ class Identities:
                 f"lockd's state is older than what {hello.name} has seen ({ours} against {seen}); "
                 "start lockd on its newest data directory"
             )
-        if hello.epoch and shared.epochs.get(hello.epoch, "") != hello.epoch_id:
+        epoch = hello.epoch
+        if epoch and shared.epochs.get(epoch, "") != hello.epoch_id:
             return (
-                f"the epoch {hello.epoch} that {hello.name} has seen is not lockd's epoch {hello.epoch}: lockd was, or is, "
+                f"the epoch {epoch} that {hello.name} has seen is not lockd's epoch {epoch}: lockd was, or is, "
                 "on an old copy of its state; start it on its newest data directory"
             )
         same = running is not None and (
