@@ -100,13 +100,14 @@ class Members:
         if lock is None or problem:
             shared.answer(session, message.request, Refused(shared.epoch, message.request, problem))
             return
+        assert lock.file is not None
         lost = ", ".join(sorted(message.hosts))
+        # First of all: who is in sync from now on may have less than those who are given up.
+        lock.file.clean, lock.file.acked, lock.file.acked_token = None, EMPTY, 0
+        self._queues.keep_left(lock)
         self._queues.set_in_sync(lock, best)
         shared.emit(Note(f"{session.name} gave up what {lost} alone had of {lock.name}"))
         shared.answer(session, message.request, InSync(shared.epoch, message.request, True, best))
-        assert lock.file is not None
-        lock.file.clean, lock.file.acked, lock.file.acked_token = None, EMPTY, 0
-        self._queues.keep_left(lock)
         for replica in best:
             lock.file.reports.pop(replica, None)
             shared.send(shared.by_replica[replica].route, Admitted(shared.epoch, lock.name))

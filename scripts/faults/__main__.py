@@ -144,25 +144,42 @@ def _parser() -> Parser:
     )
     parser.add_argument("--clients", metavar="N", help=f"how many client processes [default: {_DEFAULT.clients}]")
     parser.add_argument("--ops", metavar="M", help="until so many ops are done, in total")
-    parser.add_argument("--minutes", metavar="X", help=f"or for so long [default: {_MINUTES:g}]")
+    parser.add_argument("--minutes", metavar="X", help=f"or for so many minutes [default: {_MINUTES:g}]")
     parser.add_argument(
         "--faults",
         metavar="KIND,...",
         default="all",
         help=f"which faults, out of {', '.join(KINDS)}, or all [default: %(default)s]",
     )
-    parser.add_argument("--seed", metavar="S", help="draw the same faults and ops again")
-    parser.add_argument("--ttl", metavar="TIME", default="1s", help="the sessions' lease [default: %(default)s]")
-    parser.add_argument("--file", metavar="NAME", action="append", help="a file to work on; repeats")
-    parser.add_argument("--delay", metavar="A..B", default=_DEFAULT.delay, help="pause before each op, in seconds")
+    parser.add_argument("--seed", metavar="S", help="draw the same faults and ops again [default: drawn anew]")
+    parser.add_argument(
+        "--ttl", metavar="TIME", default="1s", help="the sessions' lease, as in 500ms or 1s [default: %(default)s]"
+    )
+    parser.add_argument(
+        "--file", metavar="NAME", action="append", help=f"a file to work on; repeats [default: {_DEFAULT.files[0]}]"
+    )
+    parser.add_argument(
+        "--delay",
+        metavar="A..B",
+        default=_DEFAULT.delay,
+        help="pause before each op, in seconds [default: %(default)s]",
+    )
     parser.add_argument(
         "--network",
         metavar="auto|loopback|namespaces",
         default="auto",
-        help="namespaces can cut clients off from one another, and need root; loopback has a proxy before lockd",
+        help="namespaces can cut clients off from one another, and need root; loopback has a proxy before lockd; "
+        "auto takes what is there [default: %(default)s]",
     )
-    parser.add_argument("--run-dir", metavar="DIR", help="where everything lies, new or empty")
-    parser.add_argument("--durability", metavar="disk|memory", default="disk", help="[default: %(default)s]")
+    parser.add_argument(
+        "--run-dir", metavar="DIR", help="where everything lies, new or empty [default: runs/<UTC time>]"
+    )
+    parser.add_argument(
+        "--durability",
+        metavar="disk|memory",
+        default="disk",
+        help="what acknowledged ops survive: with memory a kill, but not always a power cut [default: %(default)s]",
+    )
     return parser
 
 
