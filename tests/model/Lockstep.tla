@@ -1,20 +1,22 @@
 ---- MODULE Lockstep ----
 (* One file, its lock, and its replicas. See README.md beside this file for what is modelled and what is not.
 
-   A log is the sequence of the tokens under which its ops were done: a token has one op, so it names it. Pushes and
-   fetched answers are not kept as messages. F[t] is the log of the holder of token t, and every state of it may be
-   delivered to anybody, at any later time, any number of times, or never. An ack that was sent may be used at any
-   later time or never. A client that is dead is one that does nothing; Hello is where it has forgotten its tenure.
+   A log is the sequence of the tokens under which its ops were done: a token has one op, so it names it. Pushes are not
+   kept as messages: F[t] are the logs that the holder of token t has pushed, and each may be delivered to anybody, at
+   any later time, any number of times, or never. An ack that was sent may be used at any later time or never. A client
+   that is dead is one that does nothing; Hello is where it has forgotten its tenure.
 
    Each element of Rules is a rule of the protocol; one that is left out of the set is not kept.                    *)
 EXTENDS Naturals, FiniteSets, Sequences, TLC
 
 CONSTANTS Replicas,   \* replica ids; one that is wiped stays away for ever, and another one joins
           Members,    \* so many of them are in the in-sync set at first
-          Tokens,     \* so many grants
+          Before,     \* so many ops are there at first, acknowledged by the set: its members alone have them
+          Tokens,     \* so many grants, with those before
           Changes,    \* so long can a log become
           Reading,    \* TRUE: there are reads and shared locks
-          Fetching,   \* TRUE: a fetched answer is a message of its own, not only a late push
+          Fetches,    \* so many fetches are under way at once; 0: an answer is only a late push
+          Parts,      \* TRUE: an answer may come in parts
           Restarts,   \* TRUE: lockd may crash
           Rules
 
@@ -29,8 +31,8 @@ VARIABLES tok,      \* lockd: the newest token
           prom,     \* replica, durable: the token promised
           conf,     \* replica, durable: the token followed
           cl,       \* client: its tenure, volatile
-          F,        \* what the holder of each token has pushed, the newest state of it
-          fm,       \* a fetched answer under way to each replica
+          F,        \* what the holder of each token has pushed
+          fm,       \* each replica's fetch under way, as its request or as the answer
           acked,    \* told to somebody: the newest log acknowledged to its author
           reads,    \* told to somebody: the newest log given out by a read
           seen,     \* the largest token that each replica has met
@@ -55,16 +57,21 @@ Common(a, b) == CHOOSE n \in 0..Len(a) :
                   /\ n <= Len(b) /\ SubSeq(a, 1, n) = SubSeq(b, 1, n)
                   /\ (n < Len(a) /\ n < Len(b)) => a[n + 1] # b[n + 1]
 Holders(m) == {p \in Replicas : hold[p].t # 0 /\ hold[p].m = m}
+Newest(t) == CHOOSE m \in F[t] : \A n \in F[t] : Len(n) <= Len(m)
 InForce(p) == cl[p].t # 0 /\ hold[p].t = cl[p].t
 AllAcked(p) == R("ackall") => cl[p].set \ {p} \subseteq cl[p].acks
 
 Init ==
-  /\ tok = 0 /\ ctok = 0 /\ clean = <<>> /\ live = Replicas
+  LET old == [i \in 1..Before |-> i] IN
+  /\ tok = Before /\ ctok = Before /\ clean = old /\ live = Replicas
   /\ isr \in {s \in SUBSET Replicas : Cardinality(s) = Members}
   /\ hold = [p \in Replicas |-> Free] /\ rep = [p \in Replicas |-> Nothing]
-  /\ log = [p \in Replicas |-> <<>>] /\ prom = [p \in Replicas |-> 0] /\ conf = prom /\ seen = prom
-  /\ cl = [p \in Replicas |-> Idle] /\ F = [t \in Toks |-> Nothing] /\ fm = [p \in Replicas |-> Nothing]
-  /\ acked = <<>> /\ reads = <<>> /\ bad = {}
+  /\ log = [p \in Replicas |-> IF p \in isr THEN old ELSE <<>>]
+  /\ prom = [p \in Replicas |-> IF p \in isr THEN Before ELSE 0] /\ conf = prom /\ seen = prom
+  /\ cl = [p \in Replicas |-> Idle]
+  /\ F = [t \in Toks |-> IF t <= Before THEN {SubSeq(old, 1, t)} ELSE {}]
+  /\ fm = [p \in Replicas |-> Nothing]
+  /\ acked = old /\ reads = <<>> /\ bad = {}
 
 ----------------------------------------------------------------------------------------------------------------
 (* The lock *)
@@ -85,7 +92,7 @@ Settle(p) ==
   LET t == cl[p].t IN
   /\ cl[p].st = "sent" /\ cl[p].c = Nothing /\ prom[p] <= t /\ R("settle")
   /\ prom' = [prom EXCEPT ![p] = t] /\ conf' = [conf EXCEPT ![p] = t] /\ seen' = [seen EXCEPT ![p] = Max(@, t)]
-  /\ F' = [F EXCEPT ![t] = log[p]]
+  /\ F' = [F EXCEPT ![t] = {log[p]}]
   /\ cl' = [cl EXCEPT ![p].st = "settling"]
   /\ UNCHANGED <<lockd, log, fm, told, bad>>
 
@@ -100,7 +107,7 @@ Change(p) ==
   /\ Ready(p) /\ cl[p].m = "X" /\ Len(log[p]) < Changes
   /\ log' = [log EXCEPT ![p] = new]
   /\ prom' = [prom EXCEPT ![p] = t] /\ conf' = [conf EXCEPT ![p] = t] /\ seen' = [seen EXCEPT ![p] = Max(@, t)]
-  /\ F' = [F EXCEPT ![t] = new]
+  /\ F' = [F EXCEPT ![t] = @ \cup {new}]
   /\ cl' = [cl EXCEPT ![p].st = "pushed", ![p].acks = {}, ![p].c = Nothing]
   /\ bad' = IF t < seen[p] THEN bad \cup {"old"} ELSE bad
   /\ UNCHANGED <<lockd, fm, told>>
@@ -115,7 +122,7 @@ Read(p) ==
 
 \* The whole set has acked: the op is acknowledged.
 Acknowledge(p) ==
-  LET new == F[cl[p].t] IN
+  LET new == Newest(cl[p].t) IN
   /\ cl[p].st = "pushed" /\ AllAcked(p)
   /\ cl' = [cl EXCEPT ![p].st = "done"]
   /\ IF Prefix(acked, new) THEN acked' = new /\ UNCHANGED bad
@@ -156,13 +163,13 @@ Release(p) ==
       With(some) == {some \cup x : x \in SUBSET (cl[p].acks \ some)} IN
   /\ InForce(p) /\ p \in live
   /\ CASE st = "sent" -> Leave(p, IF prom[p] > t \/ cl[p].c \notin {Nothing, log[p]} THEN log[p] ELSE hold[p].c, {})
-       [] st = "settling" -> \/ Leave(p, F[t], {})
-                             \/ AllAcked(p) /\ \E who \in With(base) : Leave(p, F[t], who)
-       [] st = "read" -> IF F[t] = Nothing THEN Leave(p, cl[p].v, {p})
-                         ELSE \E who \in With(base) : Leave(p, F[t], who)
-       [] st = "pushed" -> \E who \in With({p}) : Leave(p, F[t], who)
+       [] st = "settling" -> \/ Leave(p, Newest(t), {})
+                             \/ AllAcked(p) /\ \E who \in With(base) : Leave(p, Newest(t), who)
+       [] st = "read" -> IF F[t] = {} THEN Leave(p, cl[p].v, {p})
+                         ELSE \E who \in With(base) : Leave(p, Newest(t), who)
+       [] st = "pushed" -> \E who \in With({p}) : Leave(p, Newest(t), who)
        [] st = "given" -> Leave(p, cl[p].v, {p})
-       [] st = "done" -> \E who \in With(base) : Leave(p, F[t], who)
+       [] st = "done" -> \E who \in With(base) : Leave(p, Newest(t), who)
   /\ IF st = "read" /\ R("confirm") THEN Give(p) ELSE UNCHANGED <<reads, bad>>
   /\ cl' = [cl EXCEPT ![p] = IF R("final") \/ st # "settling" THEN Idle ELSE @]
   /\ UNCHANGED <<tok, live, disk, F, fm, acked, seen>>
@@ -210,7 +217,7 @@ Wipe(p) ==
 (* Replicas *)
 
 \* A push of token t can reach q.
-Reaches(t, q) == F[t] # Nothing /\ cl[q].t # t
+Reaches(t, q) == F[t] # {} /\ cl[q].t # t
 
 \* A push of token t tells of the token, but its ops do not meet ours, or are lost in a crash: it is promised alone.
 Promise(q, t) ==
@@ -222,17 +229,16 @@ Promise(q, t) ==
 
 \* What a replica's log becomes by the log m under token t; the log itself where it takes nothing.
 Taken(q, t, m) ==
-  IF IF t = conf[q] THEN R("adds") ELSE ~R("replace")
+  IF IF t <= conf[q] THEN R("adds") ELSE ~R("replace")
   THEN IF Prefix(log[q], m) THEN m ELSE log[q]
   ELSE m
 
-\* A push of token t is taken in, with what was fetched before it; of a long fetch perhaps only the beginning.
+\* A push of token t is taken in, with what was fetched before it.
 Take(q, t) ==
   /\ Reaches(t, q)
   /\ R("fence") => t >= prom[q]
-  /\ \E k \in (IF R("adds") THEN Common(log[q], F[t]) ELSE 0)..Len(F[t]) :
-       LET m == SubSeq(F[t], 1, k)
-           ack == k = Len(F[t]) /\ (t = conf[q] /\ R("adds") => Prefix(log[q], m) \/ Prefix(m, log[q])) IN
+  /\ \E m \in F[t] :
+       LET ack == m = Newest(t) /\ (t <= conf[q] /\ R("adds") => Prefix(log[q], m) \/ Prefix(m, log[q])) IN
        /\ log' = [log EXCEPT ![q] = Taken(q, t, m)]
        /\ cl' = [p \in Replicas |->
                   IF ack /\ cl[p].t = t /\ cl[p].st \in {"settling", "pushed"}
@@ -242,22 +248,49 @@ Take(q, t) ==
   /\ bad' = IF t < seen[q] THEN bad \cup {"old"} ELSE bad
   /\ UNCHANGED <<lockd, F, fm, told>>
 
-\* A replica outside of the set asks a member, and waits for no older answer any more. With the rules kept, the answer
-\* is a late push of the token followed.
-Fetch(q, s) ==
-  /\ Fetching /\ q # s /\ s \in isr /\ q \notin isr
-  /\ fm' = [fm EXCEPT ![q] = <<log[s], IF R("fetchfollows") THEN conf[s] ELSE prom[s]>>]
+\* An answer that is dropped whenever it comes.
+Stale(q) == Len(fm[q]) = 4 /\ fm[q][2] < prom[q]
+
+\* q fetches: a learner from a member, or whoever lacks what is before a push from its sender, who follows its token or
+\* a newer one. The request names what q has; it may come at any later time. q waits for no older answer any more.
+Ask(q, s) ==
+  /\ q # s
+  /\ fm[q] # Nothing \/ Cardinality({r \in Replicas : fm[r] # Nothing /\ ~Stale(r)}) < Fetches
+  /\ \/ q \in live \ isr /\ s \in live \cap isr
+     \/ \E t \in Toks : /\ prom[q] <= t /\ t <= conf[s]
+                        /\ \E m \in F[t] : ~Prefix(SelectSeq(m, LAMBDA op : op # t), log[q])
+  /\ fm' = [fm EXCEPT ![q] = <<s, log[q]>>]
   /\ UNCHANGED <<lockd, disk, cl, F, told, seen, bad>>
 
+\* s answers, perhaps with the beginning alone: the log up to there, the token, whether more follows, and who answers.
+\* The message leaves out what both have: up to the head named in the request, or to some version before it.
+Answer(q) ==
+  LET s == fm[q][1]
+      all == Len(log[s])
+      base == IF Prefix(fm[q][2], log[s]) THEN Len(fm[q][2]) ELSE 0 IN
+  /\ Len(fm[q]) = 2
+  /\ \E k \in (IF Parts THEN base + 1 ELSE all)..all \cup {all} :
+       fm' = [fm EXCEPT ![q] = <<SubSeq(log[s], 1, k), IF R("fetchfollows") THEN conf[s] ELSE prom[s], k < all, s>>]
+  /\ UNCHANGED <<lockd, disk, cl, F, told, seen, bad>>
+
+\* A whole answer is taken in like a push of the token that its source follows; a part that only goes on at the head
+\* like a push of its last op's token. Any other part waits for the rest. That changes nothing: with the rest it is an
+\* answer of that later moment which leaves out less. So it is not kept. After each part q asks for more.
 Fetched(q) ==
-  LET m == fm[q][1]  t == fm[q][2] IN
-  /\ fm[q] # Nothing /\ fm' = [fm EXCEPT ![q] = Nothing]
+  LET m == fm[q][1]  from == fm[q][2]  more == fm[q][3]
+      last == IF more THEN m[Len(m)] ELSE from
+      t == IF R("parttoken") THEN last ELSE from
+      goeson == Prefix(log[q], m) /\ m # log[q]
+      waits == more /\ R("partwaits") /\ (~goeson \/ (last < conf[q] /\ R("partrises")))
+      fenced == from < prom[q] /\ R("fetchfence") IN
+  /\ Len(fm[q]) = 4
   /\ IF ~R("fetchtoken") THEN log' = [log EXCEPT ![q] = m] /\ UNCHANGED <<prom, conf, seen, bad>>
-     ELSE IF t < prom[q] THEN UNCHANGED <<disk, seen, bad>>
-     ELSE /\ log' = [log EXCEPT ![q] = Taken(q, t, m)]
-          /\ prom' = [prom EXCEPT ![q] = t] /\ conf' = [conf EXCEPT ![q] = t]
+     ELSE IF fenced \/ waits THEN UNCHANGED <<disk, seen, bad>>
+     ELSE /\ log' = [log EXCEPT ![q] = Taken(q, from, m)]
+          /\ prom' = [prom EXCEPT ![q] = Max(@, t)] /\ conf' = [conf EXCEPT ![q] = t]
           /\ seen' = [seen EXCEPT ![q] = Max(@, t)]
-          /\ bad' = IF t < seen[q] THEN bad \cup {"old"} ELSE bad
+          /\ bad' = bad \cup (IF from < seen[q] THEN {"old"} ELSE {}) \cup (IF t < conf[q] THEN {"fell"} ELSE {})
+  /\ fm' = [fm EXCEPT ![q] = IF more /\ ~fenced THEN <<fm[q][4], log'[q]>> ELSE Nothing]
   /\ UNCHANGED <<lockd, cl, F, told>>
 
 \* lockd takes in a learner's report, or the heads in its Hello. It may be old when lockd acts on it.
@@ -287,8 +320,8 @@ Next ==
   \/ \E p \in Replicas :
        \/ Grant(p, "X") \/ (Reading /\ Grant(p, "S")) \/ Settle(p) \/ Change(p) \/ Read(p) \/ Acknowledge(p)
        \/ Release(p) \/ GiveUnconfirmed(p) \/ EndSession(p) \/ Hello(p) \/ Wipe(p)
-       \/ Fetched(p) \/ Report(p) \/ Admit(p)
-  \/ \E p, q \in Replicas : Drop(p, q) \/ Fetch(p, q)
+       \/ Answer(p) \/ Fetched(p) \/ Report(p) \/ Admit(p)
+  \/ \E p, q \in Replicas : Drop(p, q) \/ Ask(p, q)
   \/ \E q \in Replicas, t \in Toks : Promise(q, t) \/ Take(q, t)
 
 Spec == Init /\ [][Next]_vars
@@ -304,9 +337,13 @@ View ==
     THEN [q \in Replicas |-> IF rep[q] # Nothing /\ rep[q][2] < OldestAdmitted THEN Nothing ELSE rep[q]] ELSE rep,
     disk, cl,
     IF R("fence") /\ R("promise") /\ R("newid") /\ R("recheck")
-    THEN [t \in Toks |-> IF \A q \in Replicas : prom[q] > t /\ cl[q].t # t THEN Nothing ELSE F[t]] ELSE F,
-    IF R("fetchtoken") /\ R("newid") /\ R("recheck")
-    THEN [q \in Replicas |-> IF fm[q] # Nothing /\ fm[q][2] < prom[q] THEN Nothing ELSE fm[q]] ELSE fm,
+    THEN [t \in Toks |->
+      IF \A q \in Replicas : prom[q] > t /\ cl[q].t # t THEN {}
+      ELSE IF F[t] # {} /\ R("adds") /\ \A q \in Replicas : prom[q] > t \/ conf[q] = t THEN {Newest(t)}
+      ELSE F[t]]
+    ELSE F,
+    IF R("fetchtoken") /\ R("fetchfence") /\ R("newid") /\ R("recheck")
+    THEN [q \in Replicas |-> IF Stale(q) THEN Nothing ELSE fm[q]] ELSE fm,
     told, seen, bad>>
 
 ----------------------------------------------------------------------------------------------------------------
@@ -331,6 +368,8 @@ Exclusion ==
   /\ \A p \in Replicas : \A i \in 1..Len(log[p]) : i > 1 => log[p][i - 1] < log[p][i]
 \* No replica takes in anything under a smaller token than one it has met.
 NoOldToken == "old" \notin bad
-\* What follows a token is a state of what its holder had: so a fetched answer is a late push.
-FollowsMeans == \A q \in Replicas : conf[q] # 0 => F[conf[q]] # Nothing /\ Prefix(log[q], F[conf[q]])
+\* The token that a replica follows only rises.
+TokensRise == "fell" \notin bad
+\* What follows a token is what its holder has pushed: so a fetched answer is a late push.
+FollowsMeans == \A q \in Replicas : conf[q] # 0 => log[q] \in F[conf[q]]
 ====

@@ -5,26 +5,34 @@ from typing import Final
 
 GUARANTEES: Final = ("NothingLost", "NoDirtyRead", "NoStaleRead", "NoFork")
 """What clients are promised."""
-INVARIANTS: Final = (*GUARANTEES, "CleanMeans", "Exclusion", "NoOldToken", "FollowsMeans")
+INVARIANTS: Final = (*GUARANTEES, "CleanMeans", "Exclusion", "NoOldToken", "TokensRise", "FollowsMeans")
 
 
 @dataclass(frozen=True)
 class Instance:
-    """The size of a model: `members` of the `replicas` are in sync at first, `tokens` grants, logs of `changes` ops."""
+    """The size of a model: `members` of the `replicas` are in sync at first, `tokens` grants, logs of `changes` ops.
+
+    Where `before` is given, the members have so many ops at first, and tokens and changes come on top of it. So many
+    `fetches` are under way at once.
+    """
 
     replicas: int
     tokens: int
     changes: int
     members: int = 2
     reading: bool = False
-    fetching: bool = False
+    before: int = 0
+    fetches: int = 0
+    parts: bool = False
     restarts: bool = False
 
     def __str__(self) -> str:
-        more = [("reads", self.reading), ("fetches", self.fetching), ("restarts of lockd", self.restarts)]
+        fetches = f"{self.fetches} fetch" + "es" * (self.fetches > 1) + " in parts" * self.parts
+        more = [("reads", self.reading), (fetches, self.fetches > 0), ("restarts of lockd", self.restarts)]
         parts = [
             f"{self.replicas} replicas, {self.members} in sync",
-            f"{self.tokens} grants",
+            *([f"{self.before} changes before"] if self.before else []),
+            f"{self.tokens} grant" + "s" * (self.tokens > 1),
             f"{self.changes} change" + "s" * (self.changes > 1),
             *[word for word, there in more if there],
         ]
@@ -44,16 +52,20 @@ class Rule:
 QUICK: Final = (Instance(2, 3, 2, reading=True, restarts=True),)
 FULL: Final = (
     *QUICK,
-    Instance(2, 3, 2, reading=True, fetching=True, restarts=True),
+    Instance(2, 3, 2, reading=True, fetches=1, parts=True, restarts=True),
     Instance(2, 4, 3, reading=True, restarts=True),
     Instance(3, 2, 1, reading=True, restarts=True),
-    Instance(3, 2, 1, fetching=True),
+    Instance(3, 2, 1, fetches=1),
+    Instance(3, 1, 1, before=2, fetches=1, parts=True),
     Instance(3, 3, 2),
 )
 
 _PAIR: Final = Instance(2, 3, 2)
 _READERS: Final = replace(_PAIR, reading=True)
 _RESTARTED: Final = replace(_PAIR, restarts=True)
+_FETCHED: Final = replace(_PAIR, fetches=1)
+_FETCHED_BEHIND: Final = Instance(2, 3, 1, before=1, fetches=1)
+_IN_PARTS: Final = Instance(3, 1, 1, before=2, fetches=1, parts=True)
 
 RULES: Final = (
     Rule("member", "a file's lock goes only to a member of the in-sync set", _PAIR),
@@ -72,12 +84,26 @@ RULES: Final = (
     Rule("follows", "a promise alone follows nothing", _PAIR, ("CleanMeans",)),
     Rule("replace", "the first push under a newer token replaces all behind the common prefix", _PAIR),
     Rule("adds", "under the followed token a push only adds", _PAIR),
-    Rule("fetchtoken", "a fetched answer is taken in like a push", Instance(3, 2, 1, fetching=True)),
+    Rule("fetchtoken", "a fetched answer is taken in like a push", _FETCHED),
     Rule(
         "fetchfollows",
         "it carries the token that its source follows, not the one promised",
-        Instance(3, 2, 1, fetching=True),
+        _FETCHED_BEHIND,
         ("CleanMeans",),
+    ),
+    Rule("fetchfence", "one whose token is below the one promised is dropped", _FETCHED_BEHIND),
+    Rule("partwaits", "a part that does not only go on at the head waits for the rest", _IN_PARTS),
+    Rule(
+        "partrises",
+        "and one whose last op's token is below the one followed",
+        replace(_FETCHED, parts=True),
+        ("TokensRise",),
+    ),
+    Rule(
+        "parttoken",
+        "one that does is taken in under its last op's token, not the answer's",
+        _IN_PARTS,
+        ("FollowsMeans",),
     ),
     Rule("admithead", "a learner is admitted only at the clean version", _PAIR),
     Rule(
@@ -98,10 +124,12 @@ def config(instance: Instance, without: Rule | None = None) -> str:
         **{name: name for name in names},
         "Replicas": f"{{{', '.join(names)}}}",
         "Members": instance.members,
-        "Tokens": instance.tokens,
-        "Changes": instance.changes,
+        "Before": instance.before,
+        "Tokens": instance.before + instance.tokens,
+        "Changes": instance.before + instance.changes,
         "Reading": str(instance.reading).upper(),
-        "Fetching": str(instance.fetching).upper(),
+        "Fetches": instance.fetches,
+        "Parts": str(instance.parts).upper(),
         "Restarts": str(instance.restarts).upper(),
         "Rules": "{" + ", ".join(f'"{rule.name}"' for rule in RULES if rule is not without) + "}",
     }
