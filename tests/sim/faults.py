@@ -212,10 +212,9 @@ class Injector:
         """Start a process on a copied directory, beside the first one's or, if that can be lost, in its place."""
         group = self._group
         lockd, process = group.lockd, actor.process
-        files = [(lock, lock.file) for lock in lockd.core.locks.values() if lock.file]
-        replica = directory.replica
-        if not lockd.alive or any(lock.holds or not file.clean for lock, file in files if replica in file.in_sync):
-            # Not while an op may have been acknowledged of which lockd does not know yet.
+        locks = lockd.core.locks.values()
+        if not lockd.alive or any(lock.holds or not lock.file or not lock.file.clean for lock in locks):
+            # Not while an op may have happened of which lockd does not know yet.
             if tries:
                 group.schedule.after(_RETRY_NS, self._start_copy, fault, actor, directory, copy, tries - 1)
                 return
@@ -227,7 +226,7 @@ class Injector:
         if fault.kind == "copy":
             if process and process.joined and group.plan.ttl_ns > 10 * group.plan.delay_ns_max and self._is_calm():
                 group.start_beside(actor, copy)
-        elif group.can_lose(replica):
+        elif group.can_lose(directory.replica):
             if process is not None:
                 process.crash_in = 0
                 process.kill()
