@@ -5,8 +5,10 @@ JSON and then `bytes` bytes of content. Who hangs up before his op has begun tak
 """
 
 import json
+import select
 import socket
-from contextlib import closing, suppress
+import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Final
 
@@ -43,6 +45,11 @@ class Report:
     hash: str
     reason: str
     content: bytes
+
+
+def not_done(retry: tuple[str, ...], reason: str) -> Report:
+    """Return what is known of an op that was not tried: of one whose earlier tries are unknown, no more than before."""
+    return Report("unknown" if retry else "failed", retry[-1] if retry else "", 0, "", reason, b"")
 
 
 def encode_order(order: Order) -> bytes:
@@ -91,48 +98,71 @@ def encode_report(report: Report) -> bytes:
 class Call:
     """An order to the client that is up. `id` is that of its op, "" as far as no change is known to have begun."""
 
-    def __init__(self, connection: socket.socket) -> None:
+    def __init__(self, connection: socket.socket, order: Order) -> None:
         """Use a connection to the client; it stays the caller's."""
         self._connection = connection
-        self._stream = connection.makefile("rb")
+        self._unsent = memoryview(encode_order(order))
+        self._came = bytearray()
         self.id = ""
 
-    def give(self, order: Order) -> Report | None:
-        """Give the order and wait for its report.
+    @property
+    def given(self) -> bool:
+        """Tell whether the whole order has left."""
+        return not self._unsent
 
-        None if the client went away without one; then, without an id, no change has happened.
+    def wait(self, wake: int | None = None) -> Report | None:
+        """Give the order and wait for its report, until the descriptor `wake` is readable.
+
+        None if it became so, or the client went away; then, without an id, no change has happened.
         """
-        with suppress(OSError):
-            self._connection.sendall(encode_order(order))
-            return self._report()
-        return None
+        return self._go_on([] if wake is None else [wake], None)
 
     def take_back(self) -> Report | None:
         """Have the op not happen if it has not begun; return its report, or None if none comes at once."""
         with suppress(OSError):
-            self._connection.settimeout(TAKE_BACK_S)
             self._connection.shutdown(socket.SHUT_WR)
-            return self._report()
+            return self._go_on([], time.monotonic() + TAKE_BACK_S)
         return None
 
-    def close(self) -> None:
-        """Close what was opened here."""
-        self._stream.close()
+    def _go_on(self, wake: list[int], deadline: float | None) -> Report | None:
+        connection, here = self._connection, self._connection.fileno()
+        connection.setblocking(False)
+        while True:
+            left_s = None if deadline is None else max(0.0, deadline - time.monotonic())
+            readable, writable, _ = select.select([here, *wake], [here] if self._unsent else [], [], left_s)
+            if not readable and not writable:
+                return None
+            try:
+                if writable:
+                    self._unsent = self._unsent[connection.send(self._unsent) :]
+                if here in readable:
+                    data = connection.recv(1 << 20)
+                    self._came += data
+                    report = self._report()
+                    if report is not None or not data:
+                        return report
+            except BlockingIOError:
+                continue
+            except OSError:
+                return None
+            if readable and here not in readable:
+                return None
 
     def _report(self) -> Report | None:
-        while (line := self._stream.readline()).endswith(b"\n"):
-            head = json.loads(line)
+        """Take in whole lines; return the report once it is whole."""
+        while (end := self._came.find(b"\n") + 1) > 0:
+            head = json.loads(self._came[:end])
             if "outcome" not in head:
                 self.id = head["id"]
+                del self._came[:end]
                 continue
-            content = self._stream.read(head["bytes"])
+            content = bytes(self._came[end : end + head["bytes"]])
             if len(content) < head["bytes"]:
-                break
+                return None
             return Report(head["outcome"], head["id"], head["seq"], head["hash"], head["reason"], content)
         return None
 
 
 def ask(connection: socket.socket, order: Order) -> Report | None:
     """Give an order and wait for its report; None if the client went away without one."""
-    with closing(Call(connection)) as call:
-        return call.give(order)
+    return Call(connection, order).wait()

@@ -112,7 +112,6 @@ class Client:
         self._follower = Follower(self._shared)
         self._session: Session = "joining"
         self._ttl_ns = 0
-        self._lease_ns = 0
         self._next_ns = 0
         self._sent: dict[int, int] = {}
         self._hello = 0
@@ -152,7 +151,7 @@ class Client:
             return None
         deadline = self._next_ns
         if self._session == "joined":
-            deadline = min(deadline, self._lease_ns)
+            deadline = min(deadline, self._shared.lease_ns)
         ops = self._holder.deadline_ns()
         return deadline if ops is None else min(deadline, ops)
 
@@ -204,7 +203,7 @@ class Client:
 
     def _timer(self) -> None:
         shared = self._shared
-        if self._session == "joined" and shared.now_ns >= self._lease_ns:
+        if self._session == "joined" and shared.now_ns >= shared.lease_ns:
             self._lost("lockd did not answer within the lease")
         if self._session == "joining" and shared.now_ns >= self._next_ns:
             self._say_hello()
@@ -270,6 +269,7 @@ class Client:
                     identity.host,
                     shared.clock.get(identity.host, 0),
                     dict(shared.reads),
+                    tuple(sorted({*shared.clock, *shared.hosts.values()})),
                 ),
                 identity.group,
                 identity.epoch,
@@ -288,7 +288,7 @@ class Client:
             return
         self._ttl_ns = message.ttl_ms * 1_000_000
         self._holder.silence_ns = self._ttl_ns // 3
-        self._lease_ns = sent_ns + self._ttl_ns
+        shared.lease_ns = sent_ns + self._ttl_ns
         self._next_ns, self._first_pings = shared.now_ns, _FIRST_PINGS
         identity.group, identity.epoch, identity.epoch_id = message.group, message.epoch, message.epoch_id
         identity.host = message.host
@@ -354,6 +354,8 @@ class Client:
 
     def _from_lockd(self, message: FromLockd) -> None:
         shared = self._shared
+        if self.joined and shared.now_ns >= shared.lease_ns:
+            self._lost("lockd did not answer within the lease")  # however late we look at what it has sent
         match message:
             case Welcome():
                 self._welcome(message)
@@ -399,14 +401,15 @@ class Client:
                     self._lost(message.reason)
             case Probe():
                 if message.session == shared.session:
-                    shared.tell_lockd(Here(shared.identity.epoch, shared.session))
+                    shared.tell_lockd(Here(shared.identity.epoch, shared.session, message.request))
             case _:
                 assert_never(message)
 
     def _pong(self, message: Pong) -> None:
         sent_ns = self._sent.pop(message.request, None)
         if sent_ns is not None:
-            self._lease_ns = max(self._lease_ns, sent_ns + self._ttl_ns)
+            shared = self._shared
+            shared.lease_ns = max(shared.lease_ns, sent_ns + self._ttl_ns)
             self._synchronize(sent_ns, message.time_us)
 
     def _from_replica(self, route: bytes, message: Push | Fetch) -> None:

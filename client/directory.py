@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import socket
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -148,7 +149,10 @@ def connect(directory: Path) -> socket.socket | None:
 
 def listen(directory: Path) -> socket.socket:
     """Return a listening socket in the directory; what an earlier process left there goes. Raises OSError."""
-    (directory / "socket").unlink(missing_ok=True)
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISSOCK(os.lstat(directory / "socket").st_mode):
+            raise OSError(0, "socket is there, and is none")
+        (directory / "socket").unlink()
     listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     with _ShortPath(directory) as path:
         listening.bind(path)

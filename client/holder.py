@@ -6,7 +6,8 @@ a read only ticks and logs. The release is final. A change is `ok` when every in
 a read when lockd confirms that its token was still current. A replica that leaves the view or stays silent is
 dropped by lockd at our request, and only its durable answer takes the replica off the list.
 
-An op that cannot go on is `failed` as long as no push with it has left, and `unknown` afterwards.
+An op that cannot go on is `failed` as long as no push with it has left, and `unknown` afterwards. One that is asked for
+again stays `unknown` until it has been looked for in the history, under the lock.
 """
 
 from typing import Final, Literal, assert_never
@@ -52,6 +53,7 @@ class Op(Struct, eq=False):
     silent_ns: int | None = None
     pushed_again: bool = False
     asked_to_drop: frozenset[str] = frozenset()
+    looked: bool = False
 
 
 class Holder:
@@ -140,7 +142,9 @@ class Holder:
         shared.saw_time(grant.time_us)
         state = shared.state(op.file)
         op.version = state.head.version
-        if state.promised > grant.token:
+        if shared.knows_too_much(grant.clock):
+            self._fail(op, f"lockd's clock of {op.file} knows more of {shared.identity.host} than it does itself")
+        elif state.promised > grant.token:
             self._fail(op, f"this replica has promised the newer token {format_token(state.promised)}")
         elif grant.clean is None:
             self._settle(op)
@@ -316,6 +320,7 @@ class Holder:
         assert submit is not None and submit.verb != "read"
         state = shared.state(op.file)
         head = state.head.version
+        op.looked = True
         if submit.retry and (first := self._first_try(op.file, submit.retry)) is not None:
             # Under the lock of a file that is clean, or settled, nothing older than its token can come any more.
             id_, version = first
@@ -421,7 +426,7 @@ class Holder:
         shared.tell_lockd(op.unanswered)
 
     def _go_on(self, op: Op) -> None:
-        if not op.in_sync <= op.acked:
+        if not op.in_sync <= op.acked or self._shared.now_ns >= self._shared.lease_ns:
             return
         op.silent_ns = None
         if op.stage == "settling":
@@ -473,7 +478,10 @@ class Holder:
                 op.acked = set()
             pushed = op.stage == "pushed"
             self._release(op, changed=pushed, happened=pushed)
-        self._finish(op, "unknown" if op.stage == "pushed" else "failed", reason)
+        retry = op.submit.retry if op.submit and not op.looked else ()
+        if retry:
+            op.id = retry[-1]  # of which nothing more is known than before
+        self._finish(op, "unknown" if op.stage == "pushed" or retry else "failed", reason)
 
     def _never_was(self, op: Op, reason: str) -> None:
         """End an op whose line is in no log: its id is told to nobody, the next start may give it out again."""

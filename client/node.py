@@ -113,6 +113,7 @@ class Node:
             self._journal, repaired = Journal.open(directory, durability)
             self._events = self._journal.events
             self._diagnostics = Diagnostics(directory / "client.log")
+            self._states = self._journal.states()
             replica, start_count = self._journal.begin_start()
             meta = self._journal.meta
             name = name or str(meta.get("name", "")) or default_name(directory)
@@ -160,8 +161,7 @@ class Node:
         endpoint = self._listener.get(zmq.LAST_ENDPOINT)
         assert isinstance(endpoint, bytes)
         identity.endpoint = self.endpoint = endpoint.rstrip(b"\0").decode()
-        states = self._journal.states()
-        end = self._events.end
+        states, end = self._states, self._events.end
         clock = end.clock
         for state in states.values():
             clock = merge(clock, state.head.clock)

@@ -8,7 +8,7 @@ import socket
 import time
 from contextlib import closing
 
-from client.control import Call, Order, Report
+from client.control import Call, Order, Report, not_done
 from client.directory import PATIENCE_S, connect, take
 from client.settings import Settings
 from common.errors import EXIT_REFUSED, EXIT_UNKNOWN, CommandError, refused
@@ -18,9 +18,16 @@ from common.stopping import Stop
 def carry_out(settings: Settings, order: Order) -> Report:
     """Have an op done and return its report, which is ok. Raises CommandError where it failed or is unknown."""
     with closing(Stop()) as stop:
-        report = _report(settings, order, stop)
+        try:
+            report = _report(settings, order, stop)
+        except CommandError as error:
+            if not order.retry or error.code != EXIT_REFUSED:
+                raise
+            report = not_done(order.retry, str(error))
         by_signal = stop.caught
     what, reason = f"{order.verb} {order.file}", report.reason
+    if by_signal is not None and not reason:
+        reason = f"ended by {signal.Signals(by_signal).name}"
     if report.outcome == "ok":
         return report
     if report.outcome == "failed":
@@ -52,21 +59,23 @@ def _report(settings: Settings, order: Order, stop: Stop) -> Report:
         if time.monotonic() > deadline:
             raise refused(f"the client that is up on {settings.data} does not answer; look into its client.log")
         time.sleep(0.01)
-    return Report("failed", "", 0, "", "", b"")
+    return not_done(order.retry, "")
 
 
 def _ask(settings: Settings, order: Order, connection: socket.socket, stop: Stop) -> Report:
     """Have the client that is up do it; where it gives no report, return what is known."""
     who = f"the client that is up on {settings.data}"
-    with closing(Call(connection)) as call:
-        report = stop.wait_for(lambda: call.give(order))
-        if report is None and stop.caught is not None:
-            report = call.take_back()
-        if report is not None:
-            return report
-        if stop.caught is None:
-            sure, reason = not call.id, f"{who} ended before it answered"
-        else:
-            how = "goes on with it" if call.id else "does not answer"
-            sure, reason = False, f"ended by {signal.Signals(stop.caught).name}, while {who} {how}"
-        return Report("failed" if sure or order.verb == "read" else "unknown", call.id, 0, "", reason, b"")
+    call = Call(connection, order)
+    report = call.wait(stop.descriptor)
+    if report is None and stop.caught is not None and call.given:
+        report = call.take_back()
+    if report is not None:
+        return report
+    if stop.caught is None or not call.given:
+        sure, reason = not call.id, f"{who} ended before it answered"
+    else:
+        how = "goes on with it" if call.id else "does not answer"
+        sure, reason = False, f"ended by {signal.Signals(stop.caught).name}, while {who} {how}"
+    if sure or order.verb == "read":
+        return not_done(order.retry, reason)
+    return Report("unknown", call.id or not_done(order.retry, "").id, 0, "", reason, b"")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import zmq
 
-from client.control import LINE_BYTES_MAX, Order, Report, decode_order, encode_begin, encode_report
+from client.control import LINE_BYTES_MAX, Order, Report, decode_order, encode_begin, encode_report, not_done
 from common.names import file_name_problem, text_problem
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ class _Caller:
     connection: socket.socket
     said: bytearray = field(default_factory=bytearray)
     unsent: memoryview = field(default_factory=lambda: memoryview(b""))
+    retry: tuple[str, ...] = ()
     ordered: bool = False
     begun: bool = False
     hung_up: bool = False
@@ -129,6 +130,7 @@ class OrderDesk:
         except ValueError as error:
             self._answer(caller, Report("failed", "", 0, "", str(error), b""))
             return
+        caller.retry = order.retry
         wait_ms = min(max(0, order.wait_ms), WAIT_MS_MAX)
         self._submit(
             verb,
@@ -147,7 +149,7 @@ class OrderDesk:
         if caller.begun:
             self._drop(caller)
         else:
-            self._answer(caller, Report("failed", "", 0, "", "it was taken back", b""))
+            self._answer(caller, not_done(caller.retry, "it was taken back"))
 
     def _answer(self, caller: _Caller, report: Report) -> None:
         if not caller.answered:

@@ -28,8 +28,6 @@ from common.wire import version_after
 
 _TIME_US_MAX: Final = 253_402_300_800_000_000
 """The year 10000: what no op is stamped with."""
-_OWN_COUNT_AHEAD_MAX: Final = 1_000_000
-"""Others may know so many more of our events than we: what a power cut took from our log."""
 _RETRY_NS: Final = 1_000_000_000
 """A fetch that is not answered in this time is given up; the push or lockd brings the next."""
 
@@ -308,9 +306,7 @@ class Follower:
     def _problem(self, token: int, previous: Version, records: tuple[Record, ...], clock: Clock) -> str | None:
         """Tell what is wrong with ops that another replica sent, before anything of them is logged."""
         shared = self._shared
-        own = shared.identity.host
-        known = shared.clock.get(own, 0) + _OWN_COUNT_AHEAD_MAX
-        if clock.get(own, 0) > known:
+        if shared.knows_too_much(clock):
             return "it knows more of us than we do"
         before = previous
         for record in records:
@@ -318,7 +314,7 @@ class Follower:
                 return "its ops do not follow each other"
             if not before.token <= record.token <= token:
                 return "an op's token is out of order"
-            if record.clock.get(own, 0) > known:
+            if shared.knows_too_much(record.clock):
                 return "it knows more of us than we do"
             if record.time_us > _TIME_US_MAX or (record.inserted and not record.inserted.endswith(b"\n")):
                 return "an op is malformed"

@@ -9,6 +9,8 @@ from common.messages import Head, Member, ToLockd
 from common.records import EMPTY, Record, Version
 
 _AHEAD_US_MAX = 10_000_000
+_OWN_COUNT_AHEAD_MAX = 1_000_000
+"""Others may know so many more of our events than we: what a power cut took from our log."""
 Failed = Callable[[str], None]
 """Called with why a change did not happen."""
 NO_FILE = FileState(Head(EMPTY, 0, {}), 0, 0)
@@ -39,7 +41,8 @@ class Identity:
 class Shared:
     """State that more than one part reads. `files` changes only when a Persist has come back.
 
-    `reads` are our clocks at the last read of each file: lockd may lose what readers left.
+    `reads` are our clocks at the last read of each file: lockd may lose what readers left. `lease_ns` is when the
+    session ends if nothing renews it, by our clock.
     """
 
     identity: Identity
@@ -52,6 +55,7 @@ class Shared:
     clock_before: Clock = field(default_factory=dict)
     reads: dict[str, Clock] = field(default_factory=dict)
     session: int = 0
+    lease_ns: int = 0
     now_ns: int = 0
     offset_ns: int = 0
     out: list[Effect] = field(default_factory=list)
@@ -111,6 +115,11 @@ class Shared:
         """Return a replica's host for the log; its id where it was never in the view."""
         member = self.members.get(replica)
         return member.host if member else self.hosts.get(replica, replica)
+
+    def knows_too_much(self, clock: Clock) -> bool:
+        """Tell whether a clock has a count of ours that we have never come near."""
+        own = self.identity.host
+        return clock.get(own, 0) > self.clock.get(own, 0) + _OWN_COUNT_AHEAD_MAX
 
     def stamp_us(self) -> int:
         """Return network time in microseconds, later than every stamp before, ours or seen."""

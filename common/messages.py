@@ -31,7 +31,8 @@ class ReplicaHello(Part, frozen=True):
     """The replica's part of a hello. `start_count` counts the starts of this data directory, from 1.
 
     `own_host` is its component in vector clocks, "" before its first session, and `count` how far that has come.
-    `reads` are, of the files that this process has read, its clocks at the last time.
+    `reads` are, of the files that this process has read, its clocks at the last time. `hosts` are all components that
+    it has heard of: a lockd that is rebuilt must not give them out again.
     """
 
     replica: str
@@ -42,6 +43,7 @@ class ReplicaHello(Part, frozen=True):
     own_host: str
     count: Number
     reads: Mapping[str, Clock]
+    hosts: tuple[str, ...]
 
 
 class Member(Part, frozen=True):
@@ -186,6 +188,7 @@ class Here(Message, frozen=True, tag=11):
 
     epoch: Number
     session: Number
+    request: Number
 
 
 ToLockd = Hello | Goodbye | Ping | Acquire | Cancel | Release | Drop | Report | Resume | GiveUp | Here
@@ -310,10 +313,11 @@ class Ended(Message, frozen=True, tag=44):
 
 
 class Probe(Message, frozen=True, tag=45):
-    """Another process says hello as this session's replica: answer with Here at once, or it takes your place."""
+    """Another process says hello as this session's replica. Who answers with Here keeps its place."""
 
     epoch: Number
     session: Number
+    request: Number
 
 
 FromLockd = (

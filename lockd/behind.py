@@ -77,6 +77,14 @@ class Behind:
         self._dirty[left.lock] = left
         self.waiting += 1
 
+    def forget_left(self) -> None:
+        """Forget what holders left. Raises OSError."""
+        self.left.clear()
+        try:
+            self._database.execute("DELETE FROM locks")
+        except sqlite3.Error as error:
+            raise OSError(0, f"clocks: {error}") from None
+
     def flush(self) -> None:
         """Write all to its places. Raises CommandError."""
         if not self.waiting:

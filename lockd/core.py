@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, assert_never
 
+from common.clock import Clock
 from common.messages import (
     Acquire,
     Cancel,
@@ -43,7 +44,7 @@ from common.messages import (
     Welcome,
 )
 from lockd.effects import Change, Durable, Effect, Note, ReplicaSeen, SessionEnded, SessionOpened
-from lockd.identities import Identities
+from lockd.identities import Identities, taken
 from lockd.locks import FileState, Lock
 from lockd.members import Members
 from lockd.queues import Queues
@@ -52,8 +53,6 @@ from lockd.shared import Session, Shared
 
 _RECONNECT_NS: Final = 25_000_000
 """A client whose connection is down has so long to come back; one that lives needs half of it on one machine."""
-_PROBE_NS: Final = 500_000_000
-"""A process has so long to tell that it is alive, where another claims its place."""
 _STALL_NS: Final = 200_000_000
 """A timer that fires so late tells that lockd itself was stalled, not its clients."""
 
@@ -64,7 +63,7 @@ class Contender:
 
     route: bytes
     hello: Hello
-    until_ns: int
+    probe: int
 
 
 class Lockd:
@@ -86,11 +85,13 @@ class Lockd:
         self._members = Members(shared, self._queues)
         self._restart = Restart(shared, self._queues, durable)
         self._contenders: dict[str, Contender] = {}
+        self._probes = 0
         for file, in_sync in durable.in_sync.items():
             lock = shared.locks[file] = Lock(file, "file", FileState(in_sync))
             if lock.file and (left := durable.left.get(file)) is not None:
                 lock.writers_clock, lock.readers_clock = left.writers, left.readers
-                lock.file.acked, lock.file.acked_token = left.acked, left.acked_token
+                if left.acked_token > durable.forgotten:
+                    lock.file.acked, lock.file.acked_token = left.acked, left.acked_token
 
     @property
     def epoch(self) -> int:
@@ -142,7 +143,7 @@ class Lockd:
         if isinstance(message, Goodbye) and message.session == 0:
             self._forget_contender(route)
             if (leaving := shared.by_route.get(route)) is not None:
-                self._end(leaving, "it said goodbye", now_ns)
+                self._end_for_good(leaving, "it said goodbye", now_ns)
             return shared.out
         if message.epoch != shared.epoch:
             if isinstance(message, Goodbye):
@@ -174,9 +175,9 @@ class Lockd:
             case Resume():
                 self._resume(session, message, now_ns)
             case Here():
-                self._decide_contest(session, now_ns, alive=True)
+                self._here(session, message, now_ns)
             case Goodbye():
-                self._end(session, "it said goodbye", now_ns)
+                self._end_for_good(session, "it said goodbye", now_ns)
             case _:
                 assert_never(message)
         return shared.out
@@ -193,11 +194,9 @@ class Lockd:
         session = shared.by_route.get(route)
         if session is not None:
             session.connected = False
-            self._decide_contest(session, now_ns, alive=False)
-        if session is not None and session.id in shared.sessions:
             if all(shared.locks[name].file for name in session.holds.values()):
                 session.deadline_ns = min(session.deadline_ns, now_ns + _RECONNECT_NS)
-                heapq.heappush(shared.timers, (session.deadline_ns, session.id, 0))
+                self._ring_at(session, session.deadline_ns)
         return shared.out
 
     def handle_timer(self, now_ns: int) -> list[Effect]:
@@ -213,7 +212,7 @@ class Lockd:
                 # Nobody knows when the stall began: each has the time to send one more ping.
                 session.deadline_ns = max(session.deadline_ns + stall_ns, now_ns + shared.ttl_ns // 2)
         while shared.timers and shared.timers[0][0] <= now_ns:
-            _, session_id, request = heapq.heappop(shared.timers)
+            set_ns, session_id, request = heapq.heappop(shared.timers)
             if session_id == 0:
                 if stall_ns:
                     heapq.heappush(shared.timers, (now_ns + shared.ttl_ns // 2, 0, 0))
@@ -228,12 +227,13 @@ class Lockd:
                     self._queues.advance(shared.locks[name], now_ns)
             elif request:
                 self._queues.wait_over(due, request, now_ns)
-            elif due.deadline_ns > now_ns:
-                heapq.heappush(shared.timers, (due.deadline_ns, session_id, 0))
-                self._decide_contest(due, now_ns, alive=False)
-            else:
-                lost = f"its lease of {shared.ttl_ns / 1e9:g} s ran out"
-                self._end(due, lost if due.connected else "its connection is down", now_ns)
+            elif set_ns == due.timer_ns:
+                due.timer_ns = float("inf")
+                if due.deadline_ns > now_ns:
+                    self._ring_at(due, due.deadline_ns)
+                else:
+                    lost = f"its lease of {shared.ttl_ns / 1e9:g} s ran out"
+                    self._end_for_good(due, lost if due.connected else "its connection is down", now_ns)
         return shared.out
 
     def stop(self, now_ns: int) -> list[Effect]:
@@ -246,15 +246,23 @@ class Lockd:
             lock.holds.clear()
         return shared.out
 
-    def _hello(self, route: bytes, hello: Hello, now_ns: int, alive: bool | None = None) -> None:
-        """Open a session; `alive` tells, once that is known, whether the replica's older one has its process yet."""
+    def _ring_at(self, session: Session, at_ns: int) -> None:
+        """Have the timer ring for a session's lease at `at_ns`, or earlier."""
+        if at_ns < session.timer_ns:
+            session.timer_ns = at_ns
+            heapq.heappush(self._shared.timers, (at_ns, session.id, 0))
+
+    def _hello(self, route: bytes, hello: Hello, now_ns: int, is_copy: bool = False) -> None:
+        """Open a session; `is_copy` where the replica's own process is known to be alive."""
         shared = self._shared
         if self._restart.rebuilding:
             for survivor, theirs in self._restart.survived(route, hello, now_ns):
                 self._hello(survivor, theirs, now_ns)
             return
-        running = shared.by_name.get(hello.name)
-        if running and running.incarnation == hello.incarnation and running.hello == hello.request:
+        running = shared.by_process.get((hello.name, hello.incarnation))
+        if running and hello.request < running.hello:
+            return  # it was under way for long, and its client has said another one since
+        if running and running.hello == hello.request:
             shared.by_route.pop(running.route, None)
             shared.by_route[route] = running
             running.route, running.deadline_ns = route, now_ns + shared.ttl_ns
@@ -266,11 +274,11 @@ class Lockd:
         replica = hello.replica
         replica_id, known = "", None
         if replica:
-            is_copy = alive or self._identities.is_copy(replica, hello.incarnation)
-            if alive is None and not is_copy and self._contest(route, replica.replica, hello, now_ns):
+            is_copy = is_copy or self._identities.is_copy(replica, hello.incarnation)
+            if not is_copy and self._contest(route, replica.replica, hello):
                 return
             replica_id, known = self._identities.identify(replica, hello.incarnation, is_copy)
-        problem = self._identities.hello_problem(hello, running, replica_id)
+        problem = self._identities.hello_problem(hello, shared.by_name.get(hello.name), known)
         if problem:
             shared.send(route, Refused(shared.epoch, hello.request, problem))
             return
@@ -281,27 +289,32 @@ class Lockd:
             self._end(older, "its replica began a new session", now_ns)
         shared.last_session += 1
         number, host, member = shared.last_session, hello.name, None
+        reads: Mapping[str, Clock] = {}
         if replica:
             if replica_id != replica.replica:
                 shared.emit(
                     Note(f"{hello.name} runs on a copied directory, or on an old one; its replica is {replica_id} now")
                 )
-            host = known.host if known else self._identities.new_host(hello.name)
-            if replica.count < self._identities._count_of(host):
+            reads = self._identities.reads_of(replica)
+            before = host = known.host if known else self._identities.new_host(hello.name)
+            if replica.count < self._identities.count_of(host):
                 # Others know more of its events than it does: these must not be counted twice.
-                shared.emit(Note(f"{host} has lost its newest events; it counts anew, under another name"))
                 host = self._identities.new_host(hello.name)
+                shared.emit(Note(f"{before} has lost its newest events; it counts anew, as {host}"))
             seen = ReplicaSeen(replica_id, hello.name, host, replica.start_count, hello.incarnation)
-            shared.replicas[replica_id] = seen
-            changes.append(seen)
+            for each in (seen, taken(before)) if host != before else (seen,):
+                shared.replicas[each.replica] = each
+                changes.append(each)
             member = Member(replica_id, host, replica.endpoint, hello.incarnation)
         session = Session(
             number, hello.name, host, route, hello.incarnation, hello.request, member, now_ns + shared.ttl_ns
         )
         if (other := shared.by_route.get(route)) is not None:
             self._end(other, "its connection began another session", now_ns)
-        shared.sessions[number] = shared.by_name[hello.name] = shared.by_route[route] = session
-        heapq.heappush(shared.timers, (session.deadline_ns, number, 0))
+        shared.sessions[number] = shared.by_route[route] = session
+        shared.by_process[hello.name, hello.incarnation] = session
+        shared.by_name.setdefault(hello.name, session)
+        self._ring_at(session, session.deadline_ns)
         if member:
             shared.by_replica[member.replica] = session
         changes.append(SessionOpened(number, hello.name, member.replica if member else ""))
@@ -310,7 +323,7 @@ class Lockd:
         shared.send(route, self._welcome(session, now_ns))
         if member and replica:
             self._members.tell_view(session)
-            self._members.take_heads(member.replica, replica, now_ns)
+            self._members.take_heads(member.replica, replica, reads, now_ns)
         if shared.expected:
             self._restart.claim(session, hello)
         back = [
@@ -334,32 +347,38 @@ class Lockd:
             self._members.tell_what_to_learn(session)
         shared.send(session.route, Pong(shared.epoch, message.request, now_ns // 1000))
 
-    def _contest(self, route: bytes, replica: str, hello: Hello, now_ns: int) -> bool:
-        """Where the replica's session seems alive, ask whether it is; return whether its answer is waited for.
+    def _contest(self, route: bytes, replica: str, hello: Hello) -> bool:
+        """Where the replica's session has not ended, ask whether its process is alive; return whether that was so.
 
-        If it is, the process that says hello runs on a copy. If not, the connection has not told us yet.
+        If it is, the process that says hello runs on a copy. If not, the session ends with its lease.
         """
         shared = self._shared
         older = shared.by_replica.get(replica)
-        if older is None or not older.connected or older.incarnation == hello.incarnation:
+        if older is None or older.incarnation == hello.incarnation:
             return False
         contender = self._contenders.get(replica)
         if contender is None or contender.hello.incarnation != hello.incarnation:
-            until_ns = now_ns + min(shared.ttl_ns, _PROBE_NS)
-            self._contenders[replica] = Contender(route, hello, until_ns)
-            heapq.heappush(shared.timers, (until_ns, older.id, 0))
-            shared.send(older.route, Probe(shared.epoch, older.id))
+            self._probes += 1
+            self._contenders[replica] = Contender(route, hello, self._probes)
+            shared.send(older.route, Probe(shared.epoch, older.id, self._probes))
         else:
             contender.route, contender.hello = route, hello
         return True
 
-    def _decide_contest(self, older: Session, now_ns: int, alive: bool) -> None:
-        contender = self._contenders.get(older.member.replica) if older.member else None
-        if contender is None or not (alive or now_ns >= contender.until_ns or not older.connected):
-            return
-        assert older.member is not None
-        del self._contenders[older.member.replica]
-        self._hello(contender.route, contender.hello, now_ns, alive)
+    def _here(self, older: Session, message: Here, now_ns: int) -> None:
+        """Take in that a session's process is alive: who claims its place runs on a copy."""
+        replica = older.member.replica if older.member else ""
+        contender = self._contenders.get(replica)
+        if contender is not None and contender.probe == message.request:
+            del self._contenders[replica]
+            self._hello(contender.route, contender.hello, now_ns, is_copy=True)
+
+    def _end_for_good(self, session: Session, why: str, now_ns: int) -> None:
+        """End a session whose process is gone; who waits to take its place comes in."""
+        contender = self._contenders.pop(session.member.replica, None) if session.member else None
+        self._end(session, why, now_ns)
+        if contender is not None:
+            self._hello(contender.route, contender.hello, now_ns)
 
     def _forget_contender(self, route: bytes) -> None:
         for replica, contender in list(self._contenders.items()):
@@ -399,6 +418,8 @@ class Lockd:
             del shared.by_route[session.route]
         if shared.by_name.get(session.name) is session:
             del shared.by_name[session.name]
+        if shared.by_process.get((session.name, session.incarnation)) is session:
+            del shared.by_process[session.name, session.incarnation]
         if session.member and shared.by_replica.get(session.member.replica) is session:
             del shared.by_replica[session.member.replica]
             self._contenders.pop(session.member.replica, None)

@@ -53,7 +53,13 @@ class Rebuilt(Value, frozen=True):
     epochs: dict[int, str]
 
 
-Change = Rebuilt | ReplicaSeen | SessionOpened | SessionEnded | InSyncChanged
+class ForgetAcked(Value, frozen=True):
+    """What in-sync sets have acked under this token, or an older one, counts no more: somebody has given it up."""
+
+    token: int
+
+
+Change = Rebuilt | ForgetAcked | ReplicaSeen | SessionOpened | SessionEnded | InSyncChanged
 
 
 @mutable_dataclass(slots=True)
@@ -62,7 +68,8 @@ class Durable:
 
     `epochs` are the random ids of all epochs, this one's too. `sessions` were open when the last lockd ended, `holds`
     (their grants) in force; `left` is what each lock's holders left. The last two are written behind: a power cut can
-    take their ends. With `rebuild` all this was lost: it is taken from that many replicas.
+    take their ends. What `left` says was acked under `forgotten`, or an older token, does not count. With `rebuild` all
+    this was lost: it is taken from that many replicas.
     """
 
     group: str
@@ -74,6 +81,7 @@ class Durable:
     sessions: dict[int, SessionOpened] = field(default_factory=dict)
     holds: list[GrantLine] = field(default_factory=list)
     left: dict[str, "KeepLeft"] = field(default_factory=dict)
+    forgotten: int = 0
     rebuild: int = 0
 
 

@@ -1,7 +1,9 @@
 """lockd's core: who says hello: a known replica, a new one or a copy; under which host; and what speaks against it."""
 
 import hashlib
+from collections.abc import Mapping
 
+from common.clock import Clock
 from common.limits import SESSIONS_MAX
 from common.messages import Hello, ReplicaHello
 from common.names import client_name_problem
@@ -30,7 +32,7 @@ class Identities:
             file = lock.file
             if file and file.acked_token and replica.replica in file.in_sync:
                 head = replica.heads.get(name)
-                if head is None or head.follows < file.acked_token or head.version.seq < file.acked.seq:
+                if head is None or (head.follows, head.version.seq) < (file.acked_token, file.acked.seq):
                     return True
         return False
 
@@ -46,7 +48,14 @@ class Identities:
         copy = hashlib.blake2b(f"{replica.replica} {incarnation}".encode(), digest_size=8).hexdigest()
         return copy, shared.replicas.get(copy)
 
-    def hello_problem(self, hello: Hello, running: Session | None, replica_id: str) -> str | None:
+    def reads_of(self, replica: ReplicaHello) -> Mapping[str, Clock]:
+        """Return what a replica's reads have left, of one that is known and knows no more of itself than it says."""
+        seen = self._shared.replicas.get(replica.replica)
+        if seen is None or any(clock.get(seen.host, 0) > replica.count for clock in replica.reads.values()):
+            return {}
+        return replica.reads
+
+    def hello_problem(self, hello: Hello, named: Session | None, known: ReplicaSeen | None) -> str | None:
         """Return what speaks against a hello, or None."""
         shared = self._shared
         if problem := client_name_problem(hello.name):
@@ -66,16 +75,12 @@ class Identities:
                 "start lockd on its newest data directory"
             )
         epoch = hello.epoch
-        if epoch and shared.epochs.get(epoch, "") != hello.epoch_id:
+        if epoch and shared.epochs.get(epoch, hello.epoch_id) != hello.epoch_id:
             return (
                 f"the epoch {epoch} that {hello.name} has seen is not lockd's epoch {epoch}: lockd was, or is, "
                 "on an old copy of its state; start it on its newest data directory"
             )
-        same = running is not None and (
-            running.incarnation == hello.incarnation
-            or (hello.replica and running.member and running.member.replica == replica_id)
-        )
-        if running is not None and not same:
+        if named is not None and known is None and named.incarnation != hello.incarnation:
             return f"the name {hello.name} is in use by a live session; choose another with --name"
         if len(shared.sessions) >= SESSIONS_MAX:
             return f"lockd serves at most {SESSIONS_MAX} sessions"
@@ -97,8 +102,13 @@ class Identities:
             number += 1
         return host
 
-    def _count_of(self, host: str) -> int:
+    def count_of(self, host: str) -> int:
         """Return how many of a host's events the locks know of."""
         shared = self._shared
         clocks = [clock for lock in shared.locks.values() for clock in (lock.writers_clock, lock.readers_clock)]
         return max([clock.get(host, 0) for clock in clocks], default=0)
+
+
+def taken(host: str) -> ReplicaSeen:
+    """Return what keeps a host that nobody goes on with from being given out again."""
+    return ReplicaSeen(hashlib.blake2b(host.encode(), digest_size=8).hexdigest(), host.partition("#")[0], host, 0, "")

@@ -1,9 +1,12 @@
 """lockd's core: the group's replicas, who learns which file, and what a holder or an operator drops. No I/O."""
 
-from common.clock import merge
+from collections.abc import Mapping
+
+from common.clock import Clock, merge
 from common.messages import Admitted, Drop, GiveUp, InSync, Member, Refused, ReplicaHello, Report, View
 from common.records import EMPTY, Version
-from lockd.effects import Note
+from common.tokens import make_token
+from lockd.effects import ForgetAcked, Note
 from lockd.locks import FileState, Lock
 from lockd.queues import Queues
 from lockd.shared import Session, Shared
@@ -17,7 +20,7 @@ class Members:
         self._shared = shared
         self._queues = queues
 
-    def take_heads(self, replica: str, hello: ReplicaHello, now_ns: int) -> None:
+    def take_heads(self, replica: str, hello: ReplicaHello, reads: Mapping[str, Clock], now_ns: int) -> None:
         """Tell a replica that has joined which files it has to learn."""
         shared = self._shared
         for lock in list(shared.locks.values()):
@@ -25,7 +28,7 @@ class Members:
             if file is None:
                 continue
             head = hello.heads.get(lock.name)
-            if read := hello.reads.get(lock.name):
+            if read := reads.get(lock.name):
                 lock.readers_clock = merge(lock.readers_clock, read)
             if replica in file.in_sync:
                 if head and not lock.writers_clock:
@@ -105,6 +108,7 @@ class Members:
         # First of all: who is in sync from now on may have less than those who are given up.
         lock.file.clean, lock.file.acked, lock.file.acked_token = None, EMPTY, 0
         self._queues.keep_left(lock)
+        shared.persist(ForgetAcked(make_token(shared.epoch, shared.counter)))
         self._queues.set_in_sync(lock, best)
         shared.emit(Note(f"{session.name} gave up what {lost} alone had of {lock.name}"))
         shared.answer(session, message.request, InSync(shared.epoch, message.request, True, best))

@@ -4,7 +4,6 @@ Locks on files are void at once. Locks without a file are for their holders to c
 the last lockd's sessions are back, a ttl at the most. Where the state is lost, it is taken from the replicas.
 """
 
-import hashlib
 import heapq
 from collections.abc import Iterable
 
@@ -12,8 +11,19 @@ from common.grantlog import GrantLine
 from common.messages import Grant, Hello, Mode, Refused
 from common.names import lock_name_problem
 from common.records import EMPTY
-from common.tokens import token_epoch
-from lockd.effects import Change, Durable, InSyncChanged, LogGrant, Note, Rebuilt, ReplicaSeen, SessionEnded
+from common.tokens import make_token, token_epoch
+from lockd.effects import (
+    Change,
+    Durable,
+    ForgetAcked,
+    InSyncChanged,
+    LogGrant,
+    Note,
+    Rebuilt,
+    ReplicaSeen,
+    SessionEnded,
+)
+from lockd.identities import taken
 from lockd.locks import FileState, Hold, Lock
 from lockd.queues import Queues
 from lockd.shared import Session, Shared
@@ -135,7 +145,10 @@ class Restart:
         epoch_id = shared.epochs.get(shared.epoch, "")
         shared.epoch = 1 + max(max(other.epoch, token_epoch(other.highest_token)) for _, other in survivors)
         shared.epochs = {other.epoch: other.epoch_id for _, other in survivors} | {shared.epoch: epoch_id}
-        changes: list[Change] = [Rebuilt(shared.group, shared.epoch, shared.epochs)]
+        changes: list[Change] = [
+            Rebuilt(shared.group, shared.epoch, shared.epochs),
+            ForgetAcked(make_token(shared.epoch, 0)),
+        ]
         heads: dict[str, list[tuple[int, int, bytes, str]]] = {}
         hosts: set[str] = set()
         for _, other in survivors:
@@ -144,15 +157,15 @@ class Restart:
             seen = ReplicaSeen(own.replica, other.name, own.own_host, own.start_count, other.incarnation)
             shared.replicas[own.replica] = seen
             changes.append(seen)
+            hosts.update(own.hosts)
             for file, head in own.heads.items():
                 hosts |= head.clock.keys()
                 version = head.version
                 heads.setdefault(file, []).append((head.follows, version.seq, version.hash, own.replica))
         for host in sorted(hosts - {seen.host for seen in shared.replicas.values()}):
-            # A lost replica's: it must not be given out again.
-            lost = hashlib.blake2b(host.encode(), digest_size=8).hexdigest()
-            shared.replicas[lost] = ReplicaSeen(lost, host.partition("#")[0], host, 0, "")
-            changes.append(shared.replicas[lost])
+            lost = taken(host)
+            shared.replicas[lost.replica] = lost
+            changes.append(lost)
         for file, known in sorted(heads.items()):
             # What a newer token's holder had taken over stands behind what an older one may have left.
             most = max(known)[:3]

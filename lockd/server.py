@@ -89,6 +89,8 @@ class Server:
             raise refused(f"{data} cannot be used ({error.strerror}); choose another --data") from None
         if rebuild and durable.replicas:
             raise refused(f"{data} holds the state of a group; --rebuild is for an empty --data")
+        if durable.epoch == 1:
+            self._behind.forget_left()  # it belongs to a state that is lost
         durable.holds, durable.left, durable.rebuild = self._behind.holds, self._behind.left, rebuild
         self._core = Lockd(durable, ttl_ns)
 

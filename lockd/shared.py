@@ -12,7 +12,10 @@ from lockd.locks import Hold, Lock
 
 @dataclass(slots=True)
 class Session:
-    """A client's lease. `member` is its replica as others reach it, None without one."""
+    """A client's lease. `member` is its replica as others reach it, None without one.
+
+    The timer rings for it at `timer_ns`, which may be before `deadline_ns`.
+    """
 
     id: int
     name: str
@@ -23,6 +26,7 @@ class Session:
     member: Member | None
     deadline_ns: int
     connected: bool = True
+    timer_ns: float = float("inf")
     waits: dict[int, str] = field(default_factory=dict)
     holds: dict[int, str] = field(default_factory=dict)
     answers: OrderedDict[int, FromLockd] = field(default_factory=OrderedDict)
@@ -44,6 +48,7 @@ class Shared:
     expected: dict[int, SessionOpened]
     sessions: dict[int, Session] = field(default_factory=dict)
     by_name: dict[str, Session] = field(default_factory=dict)
+    by_process: dict[tuple[str, str], Session] = field(default_factory=dict)
     by_route: dict[bytes, Session] = field(default_factory=dict)
     by_replica: dict[str, Session] = field(default_factory=dict)
     locks: dict[str, Lock] = field(default_factory=dict)

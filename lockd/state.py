@@ -5,7 +5,7 @@ import sqlite3
 from pathlib import Path
 from typing import Final, assert_never
 
-from lockd.effects import Change, Durable, InSyncChanged, Rebuilt, ReplicaSeen, SessionEnded, SessionOpened
+from lockd.effects import Change, Durable, ForgetAcked, InSyncChanged, Rebuilt, ReplicaSeen, SessionEnded, SessionOpened
 
 FORMAT: Final = 2
 
@@ -61,7 +61,8 @@ class State:
                 for statement in _SCHEMA.split(";"):
                     execute(statement)
                 execute(
-                    "INSERT INTO meta VALUES ('format', ?), ('group', ?), ('epoch', 0), ('session', 0)",
+                    "INSERT INTO meta VALUES "
+                    "('format', ?), ('group', ?), ('epoch', 0), ('session', 0), ('forgotten', 0)",
                     (FORMAT, os.urandom(8).hex()),
                 )
             execute("COMMIT")
@@ -88,6 +89,7 @@ class State:
             raise StateError(f"{self._path} cannot be written ({error}); make room on the disk") from None
         epochs = dict(self._connection.execute("SELECT epoch, id FROM epochs"))
         durable = Durable(str(self._meta("group")), self._number("epoch"), epochs, self._number("session"))
+        durable.forgotten = self._number("forgotten")
         for row in self._connection.execute("SELECT * FROM replicas"):
             durable.replicas[row[0]] = ReplicaSeen(*row)
         for row in self._connection.execute("SELECT * FROM sessions"):
@@ -108,6 +110,8 @@ class State:
                         execute("UPDATE meta SET value = ? WHERE key = 'epoch'", (epoch,))
                         execute("DELETE FROM epochs")
                         self._connection.executemany("INSERT INTO epochs VALUES (?, ?)", epochs.items())
+                    case ForgetAcked(token):
+                        execute("UPDATE meta SET value = ? WHERE key = 'forgotten'", (token,))
                     case SessionOpened(session, name, replica):
                         execute("INSERT INTO sessions VALUES (?, ?, ?)", (session, name, replica))
                         execute("UPDATE meta SET value = ? WHERE key = 'session'", (session,))

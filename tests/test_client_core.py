@@ -126,7 +126,7 @@ def history(*texts: str, counter: int = 1) -> tuple[tuple[Record, ...], tuple[Ve
 
 @dataclass
 class Seat:
-    """A client's core with its journal; persisting takes no time, and everything it asks for is kept."""
+    """A client's core with its journal; persisting takes `persisting_ns`, and everything it asks for is kept."""
 
     journal: MemoryJournal = field(default_factory=MemoryJournal)
     now_ns: int = 1_000 * S
@@ -135,6 +135,7 @@ class Seat:
     clock: Clock = field(default_factory=dict)
     last_time_us: int = 0
     log_full: bool = False
+    persisting_ns: int = 0
 
     def __post_init__(self) -> None:
         self.identity = Identity("a", "a" * 16, replica_id("a"), 1, "tcp://127.0.0.1:9", "disk")
@@ -150,6 +151,7 @@ class Seat:
             assert not any(isinstance(effect, (Persist, Flush)) for effect in effects[:-1])
             if not isinstance(last, (Persist, Flush)):
                 return
+            self.now_ns += self.persisting_ns
             reason = "no room for the log" if self.log_full else self.journal.failing
             if reason and (self.log_full or isinstance(last, Persist)):
                 # As the driver, which cuts the lines of what did not happen.
@@ -342,11 +344,50 @@ def test_a_welcome_to_an_older_hello_is_not_taken() -> None:
     assert not seat.core.joined
 
 
+def test_what_came_before_the_lease_was_over_counts_no_more_behind_it() -> None:
+    seat = Seat()
+    seat.join()
+    seat.submit("write", "x")
+    seat.now_ns += 60 * S
+    seat.grant(1)
+    assert not seat.core.joined
+    assert not seat.all(Log) and not seat.all(Finished)
+
+
+def test_an_op_that_was_persisted_behind_the_lease_is_not_acknowledged() -> None:
+    seat = Seat()
+    seat.join()
+    seat.submit("write", "x")
+    seat.persisting_ns = 60 * S
+    seat.grant(1)
+    assert not seat.all(Finished)
+    seat.feed(Timer())
+    assert seat.one(Finished).outcome == "unknown"
+
+
+def test_a_clock_that_knows_too_much_of_us_is_not_taken_over() -> None:
+    seat = Seat()
+    seat.join()
+    seat.submit("write", "x")
+    seat.grant(1, clock={"a": 1 << 62})
+    assert seat.one(Finished).outcome == "failed"
+    assert not seat.all(Log) and not seat.all(Persist)
+
+
+def test_an_op_that_is_asked_for_again_is_unknown_until_it_was_looked_for() -> None:
+    seat = Seat()
+    seat.join()
+    seat.feed(Submit(1, "write", FILE, "x", 0, S, ("b:3", "a:9")))
+    seat.lockd(Refused(EPOCH, seat.one(Acquire).request, "no grant in time"))
+    finished = seat.one(Finished)
+    assert (finished.outcome, finished.id) == ("unknown", "a:9")
+
+
 def test_a_probe_is_answered_at_once() -> None:
     seat = Seat()
     seat.join()
-    seat.lockd(Probe(EPOCH, 1))
-    assert seat.one(Here) == Here(EPOCH, 1)
+    seat.lockd(Probe(EPOCH, 1, 7))
+    assert seat.one(Here) == Here(EPOCH, 1, 7)
 
 
 def test_lockd_is_told_of_what_was_read() -> None:

@@ -1,6 +1,7 @@
 """Orders over the local socket: what is said, what odd callers get, and answers larger than the socket holds."""
 
 import json
+import os
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -128,20 +129,33 @@ def test_the_id_of_a_change_is_known_before_its_report(end: bytes) -> None:
     with here, there:
         there.sendall(encode_begin("a:1") + end)
         there.shutdown(socket.SHUT_WR)
-        call = Call(here)
-        assert call.give(ORDER) is None
-        assert call.id == "a:1"
-        call.close()
+        call = Call(here, ORDER)
+        assert call.wait() is None
+        assert (call.id, call.given) == ("a:1", True)
 
 
 def test_who_takes_an_order_back_waits_a_moment_for_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "TAKE_BACK_S", 0.01)
     here, there = socket.socketpair()
     with here, there:
-        call = Call(here)
+        call = Call(here, ORDER)
         assert call.take_back() is None
         assert there.recv(100) == b""
-        call.close()
+
+
+def test_a_wait_that_is_broken_off_loses_nothing_of_what_came() -> None:
+    here, there = socket.socketpair()
+    wake, awake = os.pipe()
+    with here, there:
+        call = Call(here, ORDER)
+        os.write(awake, b"x")
+        there.sendall(encode_begin("a:1")[:5])
+        while call.wait(wake) is None and not call.given:
+            pass
+        there.sendall(encode_begin("a:1")[5:] + encode_report(REPORT))
+        assert (call.wait(), call.id) == (REPORT, "a:1")
+    os.close(wake)
+    os.close(awake)
 
 
 # The desk

@@ -334,7 +334,7 @@ def frames(welcome: Welcome) -> list[list[bytes]]:
                     1,
                     "b",
                     "0" * 16,
-                    ReplicaHello("1" * 16, 1, "tcp://127.0.0.1:1", {}, "disk", "", 0, {}),
+                    ReplicaHello("1" * 16, 1, "tcp://127.0.0.1:1", {}, "disk", "", 0, {}, ()),
                     "",
                     1 << 60,
                     "",
@@ -384,7 +384,7 @@ def test_a_member_that_cannot_be_reached_holds_up_nobody(group: Group, strangers
     group.lockd("--ttl", "1s")
     group.serving("a")
     for number, endpoint in enumerate(("tcp://127.0.0.1:1", "tcp://\0:1", "ipc://" + "x" * 200)):
-        replica = ReplicaHello(str(number) * 16, 1, endpoint, {}, "disk", "", 0, {})
+        replica = ReplicaHello(str(number) * 16, 1, endpoint, {}, "disk", "", 0, {}, ())
         dealer = strangers.dealer(group.endpoint, b"%d" % number)
         dealer.send(encode(Hello(1, f"odd-{number}", "0" * 16, replica, "", 0, "", 0, ())))
         assert dealer.poll(int(WITHIN_S * 1000))

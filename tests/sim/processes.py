@@ -46,7 +46,17 @@ from common.tokens import token_epoch
 from common.wire import decode, encode
 from lockd import effects as lockd_effects
 from lockd.core import Lockd
-from lockd.effects import Durable, InSyncChanged, LogGrant, Rebuilt, ReplicaSeen, Send, SessionEnded, SessionOpened
+from lockd.effects import (
+    Durable,
+    ForgetAcked,
+    InSyncChanged,
+    LogGrant,
+    Rebuilt,
+    ReplicaSeen,
+    Send,
+    SessionEnded,
+    SessionOpened,
+)
 from tests.doubles import MemoryJournal
 from tests.sim.network import LOCKD, Carrier, Connection
 from tests.sim.schedule import START_NS, Schedule
@@ -161,6 +171,7 @@ class LockdProcess:
             dict(disk.sessions),
             list(disk.holds),
             dict(disk.left),
+            disk.forgotten,
         )
         self.core = Lockd(durable, self._ttl_ns)
         self.alive = True
@@ -265,6 +276,8 @@ class LockdProcess:
         match change:
             case ReplicaSeen(replica):
                 self.disk.replicas[replica] = change
+            case ForgetAcked(token):
+                self.disk.forgotten = token
             case SessionOpened(session):
                 self.disk.last_session = session
                 self.disk.sessions[session] = change
