@@ -96,7 +96,10 @@ def encode_report(report: Report) -> bytes:
 
 
 class Call:
-    """An order to the client that is up. `id` is that of its op, "" as far as no change is known to have begun."""
+    """An order to the client that is up. `id` is that of its op, "" as far as no change is known to have begun.
+
+    `gone` tells that the client has hung up.
+    """
 
     def __init__(self, connection: socket.socket, order: Order) -> None:
         """Use a connection to the client; it stays the caller's."""
@@ -104,18 +107,21 @@ class Call:
         self._unsent = memoryview(encode_order(order))
         self._came = bytearray()
         self.id = ""
+        self.gone = False
 
     @property
     def given(self) -> bool:
         """Tell whether the whole order has left."""
         return not self._unsent
 
-    def wait(self, wake: int | None = None) -> Report | None:
-        """Give the order and wait for its report, until the descriptor `wake` is readable.
+    def wait(self, wake: int | None = None, within_s: float | None = None) -> Report | None:
+        """Give the order and wait for its report, `within_s` seconds, and until the descriptor `wake` is readable.
 
-        None if it became so, or the client went away; then, without an id, no change has happened.
+        None if it became so, the time is over, or the client went away (`gone`); then, without an id, no change has
+        happened.
         """
-        return self._go_on([] if wake is None else [wake], None)
+        deadline = None if within_s is None else time.monotonic() + within_s
+        return self._go_on([] if wake is None else [wake], deadline)
 
     def take_back(self) -> Report | None:
         """Have the op not happen if it has not begun; return its report, or None if none comes at once."""
@@ -139,11 +145,13 @@ class Call:
                     data = connection.recv(1 << 20)
                     self._came += data
                     report = self._report()
-                    if report is not None or not data:
+                    self.gone = not data
+                    if report is not None or self.gone:
                         return report
             except BlockingIOError:
                 continue
             except OSError:
+                self.gone = True
                 return None
             if readable and here not in readable:
                 return None

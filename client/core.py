@@ -35,7 +35,6 @@ from client.effects import (
     Persisted,
     PersistFailed,
     Reconnect,
-    Remember,
     Submit,
     Timer,
 )
@@ -79,6 +78,8 @@ from common.messages import (
 _HELLO_EVERY_NS: Final = 1_000_000_000
 _HELLO_OLD_NS: Final = 2_500_000_000
 """A hello so old is not repeated: the lease that it brings counts from the first time that it was said."""
+_LATE_NS: Final = 200_000_000
+"""Who finds the end of its lease so late has not been running."""
 _FIRST_PINGS: Final = 4
 _FIRST_PING_NS: Final = 20_000_000
 """A session begins with some quick round trips: its first one was slow, and a poor estimate of lockd's clock."""
@@ -181,8 +182,8 @@ class Client:
                 self._connected()
             case LockdDisconnected():
                 shared.connected = False
-            case Leave(unsure):
-                self._leave(unsure)
+            case Leave(broken):
+                self._leave(broken)
             case _:
                 assert_never(event)
         return shared.out
@@ -204,7 +205,7 @@ class Client:
     def _timer(self) -> None:
         shared = self._shared
         if self._session == "joined" and shared.now_ns >= shared.lease_ns:
-            self._lost("lockd did not answer within the lease")
+            self._lease_over()
         if self._session == "joining" and shared.now_ns >= self._next_ns:
             self._say_hello()
         elif self._session == "joined" and shared.now_ns >= self._next_ns:
@@ -274,6 +275,7 @@ class Client:
                 identity.group,
                 identity.epoch,
                 identity.epoch_id,
+                identity.changes,
                 highest,
                 (),
             )
@@ -291,11 +293,11 @@ class Client:
         shared.lease_ns = sent_ns + self._ttl_ns
         self._next_ns, self._first_pings = shared.now_ns, _FIRST_PINGS
         identity.group, identity.epoch, identity.epoch_id = message.group, message.epoch, message.epoch_id
-        identity.host = message.host
+        identity.changes, identity.host = message.changes, message.host
         if identity.replica != message.replica:
             shared.emit(Note(f"this directory is a copy, or an old one; its replica is {message.replica} now"))
             identity.replica = message.replica
-        shared.emit(Remember(identity.replica, identity.host, identity.group, identity.epoch, identity.epoch_id))
+        shared.remember()
         shared.session = message.session
         self._session = "joined"
         if self._loose:
@@ -305,6 +307,13 @@ class Client:
         shared.emit(Note(f"joined as {identity.host}, session {message.session} of epoch {message.epoch}"))
         shared.emit(Joined())
         self._holder.session_opened()
+
+    def _lease_over(self) -> None:
+        late_ns = self._shared.now_ns - self._shared.lease_ns
+        if late_ns > _LATE_NS:
+            self._lost(f"this process stood still, until {late_ns / 1e9:.1f} s behind the end of its lease")
+        else:
+            self._lost("lockd did not answer within the lease")
 
     def _lost(self, reason: str) -> None:
         """Void every lock, and begin the next session."""
@@ -318,9 +327,9 @@ class Client:
         self._holder.session_lost(f"the session was lost: {reason}")
         self._follower.forget_session()
 
-    def _leave(self, unsure: bool) -> None:
+    def _leave(self, broken: str) -> None:
         shared = self._shared
-        self._holder.leave("this client was told to end", unsure)
+        self._holder.leave(broken or "this client was told to end", unsure=bool(broken))
         if self._session == "joined":
             shared.tell_lockd(Goodbye(shared.identity.epoch, shared.session))
         elif self._hello in self._sent:
@@ -355,7 +364,7 @@ class Client:
     def _from_lockd(self, message: FromLockd) -> None:
         shared = self._shared
         if self.joined and shared.now_ns >= shared.lease_ns:
-            self._lost("lockd did not answer within the lease")  # however late we look at what it has sent
+            self._lease_over()  # however late we look at what lockd has sent
         match message:
             case Welcome():
                 self._welcome(message)

@@ -133,6 +133,7 @@ class Remember(Value, frozen=True):
     group: str
     epoch: int
     epoch_id: str
+    changes: int
 
 
 class Reconnect(Value, frozen=True):
@@ -246,10 +247,11 @@ class LockdDisconnected(Value, frozen=True):
 class Leave(Value, frozen=True):
     """End the session in good order: ops in flight end first, as `failed` or `unknown`.
 
-    `unsure`: the journal has failed so that nobody knows whether its last change happened.
+    `broken` says why where the process cannot go on: the journal has failed, so that nobody knows whether its last
+    change happened.
     """
 
-    unsure: bool = False
+    broken: str = ""
 
 
 class Timer(Value, frozen=True):

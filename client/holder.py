@@ -204,6 +204,10 @@ class Holder:
         if not message.current:
             self._fail(op, "its lock was lost")
             return
+        # Durably, before the op is acknowledged by those who are left: a lockd that does not know of it is an old one.
+        shared = self._shared
+        shared.identity.changes = max(shared.identity.changes, message.changes)
+        shared.remember()
         op.in_sync, op.unanswered = frozenset(message.in_sync), None
         op.asked_to_drop = frozenset()
         self._go_on(op)

@@ -96,7 +96,7 @@ class Node:
         self._join_refused = ""
         self._desk: OrderDesk | None = None
         self._last: tuple[object, bytes] = (None, b"")
-        self._unsure = False
+        self._broken = ""
         self.stall_ns = 0
         """How long to stand still before an op is pushed, in nanoseconds: a fault on demand."""
         self._routes: dict[str, bytes] = {}
@@ -119,8 +119,8 @@ class Node:
             name = name or str(meta.get("name", "")) or default_name(directory)
             self.lockd = lockd or str(meta.get("lockd", "")) or DEFAULT_LOCKD
         except StorageError as error:
-            advice = ", or another --data" if ";" in str(error) else "; choose another --data, or mend the disk"
-            raise refused(f"{error}{advice}") from None
+            advice = "; make room" if "disk is full" in str(error) else "; choose another --data, or mend the disk"
+            raise refused(f"{error}{', or another --data' if ';' in str(error) else advice}") from None
         except FatalStorageError as error:
             raise CommandError(EXIT_CRASHED, f"{error}; mend that, then start again") from None
         except OSError as error:
@@ -143,6 +143,7 @@ class Node:
             group=str(meta.get("group", "")),
             epoch=int(meta.get("epoch", 0)),
             epoch_id=str(meta.get("epoch_id", "")),
+            changes=int(meta.get("changes", 0)),
             ops=self._events.end.ops,
         )
 
@@ -268,7 +269,7 @@ class Node:
 
     def leave(self) -> None:
         """End the session in good order."""
-        self._feed(Leave(self._unsure))
+        self._feed(Leave(self._broken))
 
     def close(self) -> None:
         """Close everything; what was sent still leaves."""
@@ -326,7 +327,8 @@ class Node:
             while effects:
                 effects = self._do(effects)
         except (StorageError, FatalStorageError) as error:
-            self._unsure = True
+            self._broken = str(error)
+            self._diagnostics.note(f"{error}; this client ends")
             raise CommandError(EXIT_CRASHED, f"{error}; mend that, then start again") from None
 
     def _do(self, effects: list[Effect]) -> list[Effect]:
@@ -432,12 +434,15 @@ class Node:
                     "group": us.group,
                     "epoch": us.epoch,
                     "epoch_id": us.epoch_id,
+                    "changes": us.changes,
                     "name": self._identity.name,
                     "lockd": self.lockd,
                 }
             )
         except StorageError as error:
-            raise refused(str(error)) from None
+            if not self._joined:
+                raise refused(f"{error}; make room, or choose another --data") from None
+            self._diagnostics.note(f"{error}: what is new of lockd is not remembered")
 
     def _begin(self, op: int, id_: str) -> str:
         """Tell that an op begins; return "" if it is still wanted, else why it does not happen."""

@@ -66,16 +66,16 @@ def _ask(settings: Settings, order: Order, connection: socket.socket, stop: Stop
     """Have the client that is up do it; where it gives no report, return what is known."""
     who = f"the client that is up on {settings.data}"
     call = Call(connection, order)
-    report = call.wait(stop.descriptor)
-    if report is None and stop.caught is not None and call.given:
+    report = call.wait(stop.descriptor, order.wait_ms / 1e3 + PATIENCE_S)
+    if report is None and call.given and not call.gone:
         report = call.take_back()
     if report is not None:
         return report
-    if stop.caught is None or not call.given:
-        sure, reason = not call.id, f"{who} ended before it answered"
-    else:
-        how = "goes on with it" if call.id else "does not answer"
-        sure, reason = False, f"ended by {signal.Signals(stop.caught).name}, while {who} {how}"
+    by = f"ended by {signal.Signals(stop.caught).name}, while " if stop.caught is not None else ""
+    how = "goes on with it" if call.id else "does not answer"
+    if call.gone:
+        how = "ended before it answered"
+    sure, reason = not call.id and (call.gone or not call.given), f"{by}{who} {how}"
     if sure or order.verb == "read":
         return not_done(order.retry, reason)
     return Report("unknown", call.id or not_done(order.retry, "").id, 0, "", reason, b"")

@@ -40,7 +40,7 @@ class Operator:
         self._socket.set(zmq.RCVTIMEO, _ANSWER_MS)
         try:
             self._socket.connect(lockd)
-            hello = Hello(_HELLO, name or f"operator-{incarnation}", incarnation, None, "", 0, "", 0, ())
+            hello = Hello(_HELLO, name or f"operator-{incarnation}", incarnation, None, "", 0, "", 0, 0, ())
             welcome = self.ask(hello, Welcome)
         except BaseException:
             self._context.destroy(linger=0)

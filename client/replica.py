@@ -116,7 +116,7 @@ class Follower:
             then()
             return
         tokens = (token, state.head.follows)
-        self._shared.persist(file, state.head.version.seq, (), (), tokens, then, self._note_failure)
+        self._shared.persist(file, state.head.version.seq, (), (), tokens, then, self._failed(file))
 
     def fetched(self, source: str, answer: Fetched) -> None:
         """Take in the answer to our fetch, like a push of the token that its source follows.
@@ -289,7 +289,7 @@ class Follower:
             shared.clock = merge(shared.clock, cause)
 
         tokens = (max(state.promised, token), token)
-        shared.persist(file, keep, new, new_versions, tokens, taken, self._note_failure)
+        shared.persist(file, keep, new, new_versions, tokens, taken, self._failed(file))
 
     def _fits(self, file: str, keep: int, records: tuple[Record, ...]) -> bool:
         """Tell whether each op begins within the file as the one before leaves it."""
@@ -348,8 +348,9 @@ class Follower:
             head = shared.state(file).head
             shared.tell_lockd(Report(shared.identity.epoch, shared.session, file, head.version, head.follows))
 
-    def _note_failure(self, reason: str) -> None:
-        self._shared.emit(Note(f"a push was not taken in: {shorten(reason)}"))
+    def _failed(self, file: str) -> Callable[[str], None]:
+        """Return what notes that a change of a file could not be taken in."""
+        return lambda reason: self._shared.emit(Note(f"nothing of {file} was taken in: {shorten(reason)}"))
 
 
 def _chain(previous: Version, records: tuple[Record, ...]) -> tuple[Version, ...]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from client.effects import Effect, FileState, Flush, History, Log, Persist, SendLockd
+from client.effects import Effect, FileState, Flush, History, Log, Persist, Remember, SendLockd
 from common.clock import Clock, tick
 from common.messages import Head, Member, ToLockd
 from common.records import EMPTY, Record, Version
@@ -34,6 +34,7 @@ class Identity:
     group: str = ""
     epoch: int = 0
     epoch_id: str = ""
+    changes: int = 0
     ops: int = 0
 
 
@@ -101,6 +102,11 @@ class Shared:
         """Take in that the session is lost, and with it all that was under way to lockd."""
         self.session = 0
         self._one_way.clear()
+
+    def remember(self) -> None:
+        """Ask the driver to keep who we are, and how much we have seen of lockd's state."""
+        us = self.identity
+        self.out.append(Remember(us.replica, us.host, us.group, us.epoch, us.epoch_id, us.changes))
 
     def request(self) -> int:
         """Return a request number that was not used before."""

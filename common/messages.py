@@ -69,7 +69,8 @@ class Held(Part, frozen=True):
 class Hello(Message, frozen=True, tag=1):
     """Open a session. `group`, `epoch` and `highest_token` are what the client has last seen; "" and 0 at first.
 
-    `epoch_id` is what that epoch's Welcome had: the number alone would fit a lockd on an old copy of its state too.
+    `epoch_id` and `changes` are what that epoch's newest Welcome or InSync had: the epoch alone would fit a lockd on an
+    old copy of its state too.
     `held` are its locks without a file: after a restart of lockd they are taken over, see Grant.
     """
 
@@ -80,6 +81,7 @@ class Hello(Message, frozen=True, tag=1):
     group: str
     epoch: Number
     epoch_id: str
+    changes: Number
     highest_token: Number
     held: tuple[Held, ...]
 
@@ -201,11 +203,12 @@ class Welcome(Message, frozen=True, tag=33):
 
     `replica` is the replica id in force: another than the hello's where the data directory was a copy,
     "" without a replica. `time_us` is lockd's clock, in microseconds since 1970, as in every message. `epoch_id` was
-    drawn at random when the epoch began.
+    drawn at random when the epoch began; `changes` counts the changes of in-sync sets since then.
     """
 
     epoch: Number
     epoch_id: str
+    changes: Number
     session: Number
     request: Number
     group: str
@@ -261,12 +264,16 @@ class Released(Message, frozen=True, tag=37):
 
 
 class InSync(Message, frozen=True, tag=38):
-    """Answer to Drop and GiveUp: the set now, durably; `current` tells whether the token still holds the lock."""
+    """Answer to Drop and GiveUp: the set now, durably; `current` tells whether the token still holds the lock.
+
+    `changes` counts the epoch's changes of in-sync sets so far.
+    """
 
     epoch: Number
     request: Number
     current: bool
     in_sync: tuple[str, ...]
+    changes: Number
 
 
 class View(Message, frozen=True, tag=39):

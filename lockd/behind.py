@@ -95,7 +95,8 @@ class Behind:
             self._write_left()
         except (OSError, sqlite3.Error) as error:
             name, reason = ("grants.log", error.strerror) if isinstance(error, OSError) else ("clocks", str(error))
-            raise CommandError(EXIT_CRASHED, f"{name} cannot be written ({reason}); make room, start again") from None
+            path = self._path.with_name(name)
+            raise CommandError(EXIT_CRASHED, f"{path} cannot be written ({reason}); make room, start again") from None
         for line in self._lines:
             if line.event == "grant":
                 self._open[line.token] = self._base
@@ -176,7 +177,7 @@ class Behind:
         self.holds = list(in_force.values())
         self._open = dict.fromkeys(in_force, base)
         if self._lines:
-            self.notes.append(f"a kill left {len(self._lines)} lines of grants.log pending; they are written now")
+            self.notes.append(f"lines of grants.log that were left pending, and are written now: {len(self._lines)}")
         if self.waiting:
             self.flush()
         else:

@@ -27,11 +27,9 @@ def lockd(
         str, typer.Option(metavar="TIME", help="How long a session outlives its last message, as in 500ms, 3s or 1m.")
     ] = "3s",
     rebuild: Annotated[
-        int,
-        typer.Option(
-            metavar="N", help="Its state was lost: take it from all N replicas there are.", show_default=False
-        ),
-    ] = 0,
+        int | None,
+        typer.Option(metavar="N", help="Its state was lost: take it from all N replicas there are."),
+    ] = None,
 ) -> None:
     """The lock daemon of one group. Prints a line beginning with `ready`, serves until SIGINT or SIGTERM."""
     for endpoint in bind:
@@ -45,14 +43,14 @@ def lockd(
         raise wrong_use(f"--ttl: {error}") from None
     if not 100_000_000 <= ttl_ns <= 3_600_000_000_000:
         raise wrong_use(f"--ttl {ttl}: it is at least 100ms and at most 1h")
-    if rebuild < 0:
+    if rebuild is not None and rebuild < 1:
         raise wrong_use(f"--rebuild {rebuild}: it is the number of replicas there are")
     from common.signals import Signals
     from lockd.server import Server
     from lockd.state import StateError
 
     signals = Signals()
-    server = Server(bind, Path(data), ttl_ns, rebuild)
+    server = Server(bind, Path(data), ttl_ns, rebuild or 0)
     try:
         server.serve(signals, lambda line: print(line, flush=True))
     except StateError as error:

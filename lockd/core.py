@@ -389,7 +389,8 @@ class Lockd:
         shared = self._shared
         return Welcome(
             shared.epoch,
-            shared.epochs.get(shared.epoch, ""),
+            shared.epoch_id,
+            shared.changes,
             session.id,
             session.hello,
             shared.group,

@@ -50,7 +50,7 @@ class Rebuilt(Value, frozen=True):
 
     group: str
     epoch: int
-    epochs: dict[int, str]
+    epochs: dict[int, tuple[str, int]]
 
 
 class ForgetAcked(Value, frozen=True):
@@ -66,15 +66,15 @@ Change = Rebuilt | ForgetAcked | ReplicaSeen | SessionOpened | SessionEnded | In
 class Durable:
     """What lockd knows at its start: `epoch` is the new one, already on disk.
 
-    `epochs` are the random ids of all epochs, this one's too. `sessions` were open when the last lockd ended, `holds`
-    (their grants) in force; `left` is what each lock's holders left. The last two are written behind: a power cut can
-    take their ends. What `left` says was acked under `forgotten`, or an older token, does not count. With `rebuild` all
-    this was lost: it is taken from that many replicas.
+    `epochs` are the random ids of all epochs, this one's too, and how often an in-sync set changed in each. `sessions`
+    were open when the last lockd ended, `holds` (their grants) in force; `left` is what each lock's holders left. The
+    last two are written behind: a power cut can take their ends. What `left` says was acked under `forgotten`, or an
+    older token, does not count. With `rebuild` all this was lost: it is taken from that many replicas.
     """
 
     group: str
     epoch: int
-    epochs: dict[int, str] = field(default_factory=dict)
+    epochs: dict[int, tuple[str, int]] = field(default_factory=dict)
     last_session: int = 0
     replicas: dict[str, ReplicaSeen] = field(default_factory=dict)
     in_sync: dict[str, tuple[str, ...]] = field(default_factory=dict)

@@ -75,7 +75,13 @@ class Identities:
                 "start lockd on its newest data directory"
             )
         epoch = hello.epoch
-        if epoch and shared.epochs.get(epoch, hello.epoch_id) != hello.epoch_id:
+        id_, changes = shared.epochs.get(epoch, (hello.epoch_id, hello.changes))
+        if epoch and hello.changes > changes:
+            return (
+                f"lockd's state is older than what {hello.name} has seen (change {changes} of epoch {epoch} against "
+                f"{hello.changes}); start lockd on its newest data directory"
+            )
+        if epoch and id_ != hello.epoch_id:
             return (
                 f"the epoch {epoch} that {hello.name} has seen is not lockd's epoch {epoch}: lockd was, or is, "
                 "on an old copy of its state; start it on its newest data directory"

@@ -79,7 +79,7 @@ class Members:
         lock = shared.locks.get(message.file)
         hold = lock.holds.get(message.token) if lock else None
         if lock is None or lock.file is None or hold is None or hold.session != session.id:
-            shared.send(session.route, InSync(shared.epoch, message.request, False, ()))
+            shared.send(session.route, InSync(shared.epoch, message.request, False, (), shared.changes))
             return
         file, own = lock.file, session.member.replica if session.member else ""
         dropped = [r for r in file.in_sync if r in message.replicas and r != own]
@@ -87,7 +87,7 @@ class Members:
             self._queues.set_in_sync(lock, tuple([r for r in file.in_sync if r not in dropped]))
             names = ", ".join(shared.replicas[replica].host for replica in dropped)
             shared.emit(Note(f"{names} left the in-sync set of {lock.name}: no ack for {session.host}"))
-        shared.send(session.route, InSync(shared.epoch, message.request, True, file.in_sync))
+        shared.send(session.route, InSync(shared.epoch, message.request, True, file.in_sync, shared.changes))
         for replica in dropped:
             if replica in shared.by_replica:
                 shared.send(shared.by_replica[replica].route, self._queues.learn(lock, file, replica))
@@ -111,7 +111,7 @@ class Members:
         shared.persist(ForgetAcked(make_token(shared.epoch, shared.counter)))
         self._queues.set_in_sync(lock, best)
         shared.emit(Note(f"{session.name} gave up what {lost} alone had of {lock.name}"))
-        shared.answer(session, message.request, InSync(shared.epoch, message.request, True, best))
+        shared.answer(session, message.request, InSync(shared.epoch, message.request, True, best, shared.changes))
         for replica in best:
             lock.file.reports.pop(replica, None)
             shared.send(shared.by_replica[replica].route, Admitted(shared.epoch, lock.name))
@@ -127,10 +127,10 @@ class Members:
         live = [replica for replica in lock.file.in_sync if replica in shared.by_replica]
         if live:
             names = ", ".join(shared.replicas[replica].host for replica in live)
-            return f"nothing of {lock.name} is lost: {names} is in sync with it, and here", ()
+            return f"nothing of {lock.name} is lost: up, and in sync with it: {names}", ()
         absent = {shared.replicas[replica].host for replica in lock.file.in_sync}
         if absent != set(message.hosts):
-            return f"in sync with {lock.name} are {', '.join(sorted(absent))}; name them all", ()
+            return f"in sync with {lock.name}, and absent: {', '.join(sorted(absent))}; name these, and no others", ()
         heads = {r: head for r, head in lock.file.reports.items() if r in shared.by_replica}
         if not heads:
             return f"no replica that is here has reported what it has of {lock.name}; start one, and try again", ()

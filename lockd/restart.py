@@ -121,8 +121,8 @@ class Restart:
         if replica is None or not replica.own_host or not hello.group:
             problem = "lockd has lost its state, and waits for the replicas to rebuild it from; try again later"
         for _, other in self._survivors.values() if not problem else ():
-            same_epoch = other.epoch == hello.epoch and other.epoch_id != hello.epoch_id
-            if other.group != hello.group or same_epoch:
+            other_epoch = other.epoch == hello.epoch and other.epoch_id != hello.epoch_id
+            if other.group != hello.group or other_epoch:
                 problem = "lockd is being rebuilt from replicas of another group"
         if problem or replica is None:
             shared.send(route, Refused(shared.epoch, hello.request, problem))
@@ -142,11 +142,12 @@ class Restart:
         """Take group, hosts and in-sync sets from what the replicas have told."""
         shared = self._shared
         shared.group = survivors[0][1].group
-        epoch_id = shared.epochs.get(shared.epoch, "")
+        epoch_id = shared.epoch_id
         shared.epoch = 1 + max(max(other.epoch, token_epoch(other.highest_token)) for _, other in survivors)
-        shared.epochs = {other.epoch: other.epoch_id for _, other in survivors} | {shared.epoch: epoch_id}
+        seen = sorted([(other.epoch, other.epoch_id, other.changes) for _, other in survivors])
+        shared.epochs = {epoch: (id_, changes) for epoch, id_, changes in seen} | {shared.epoch: (epoch_id, 0)}
         changes: list[Change] = [
-            Rebuilt(shared.group, shared.epoch, shared.epochs),
+            Rebuilt(shared.group, shared.epoch, dict(shared.epochs)),
             ForgetAcked(make_token(shared.epoch, 0)),
         ]
         heads: dict[str, list[tuple[int, int, bytes, str]]] = {}
@@ -154,9 +155,9 @@ class Restart:
         for _, other in survivors:
             assert other.replica is not None
             own = other.replica
-            seen = ReplicaSeen(own.replica, other.name, own.own_host, own.start_count, other.incarnation)
-            shared.replicas[own.replica] = seen
-            changes.append(seen)
+            replica = ReplicaSeen(own.replica, other.name, own.own_host, own.start_count, other.incarnation)
+            shared.replicas[own.replica] = replica
+            changes.append(replica)
             hosts.update(own.hosts)
             for file, head in own.heads.items():
                 hosts |= head.clock.keys()

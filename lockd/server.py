@@ -79,6 +79,8 @@ class Server:
             data.mkdir(parents=True, exist_ok=True)
             self._log = Diagnostics(data / "lockd.log")
             self._state = State.open(data / "state")
+            if rebuild and not self._state.is_new:
+                raise refused(f"{data} holds the state of a group; start without --rebuild, or on an empty --data")
             self._behind = Behind(data)
             durable = self._state.begin()
         except FileExistsError:
@@ -87,8 +89,6 @@ class Server:
             raise refused(str(error)) from None
         except OSError as error:
             raise refused(f"{data} cannot be used ({error.strerror}); choose another --data") from None
-        if rebuild and durable.replicas:
-            raise refused(f"{data} holds the state of a group; --rebuild is for an empty --data")
         if durable.epoch == 1:
             self._behind.forget_left()  # it belongs to a state that is lost
         durable.holds, durable.left, durable.rebuild = self._behind.holds, self._behind.left, rebuild
@@ -102,12 +102,17 @@ class Server:
                 Path(endpoint.removeprefix(_IPC)).unlink(missing_ok=True)
 
     def serve(self, signals: Signals, ready: Callable[[str], None]) -> None:
-        """Serve until SIGINT or SIGTERM; then end in good order. Say `ready` when locks can be had."""
+        """Serve until SIGINT or SIGTERM; then end in good order. Say `ready` when locks can be had.
+
+        With --rebuild it first says that it waits.
+        """
         said = False
         self._log.note(f"epoch {self._core.epoch} begins on {', '.join(self.endpoints)}")
         for note in self._behind.notes:
             self._log.note(note)
         self._do(self._core.begin(self._clock.now_ns()))
+        if self._core.rebuilding:
+            ready("waiting for the replicas to rebuild the state from")
         while signals.caught is None:
             if not said and not self._core.rebuilding:
                 ready(f"ready {' '.join(self.endpoints)} epoch {self._core.epoch}")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from common.grantlog import GrantEvent, GrantLine
 from common.limits import ANSWERS_KEPT_MAX
 from common.messages import FromLockd, Member
-from lockd.effects import Change, Effect, LogGrant, Persist, ReplicaSeen, Send, SessionOpened
+from lockd.effects import Change, Effect, InSyncChanged, LogGrant, Persist, ReplicaSeen, Send, SessionOpened
 from lockd.locks import Hold, Lock
 
 
@@ -36,12 +36,13 @@ class Session:
 class Shared:
     """State that more than one part reads. `expected` are sessions of the last lockd that are not back yet.
 
-    `epochs` are the random ids of all epochs. `counter` is that of the newest token, `waiters` counts those in queues.
+    `epochs` has of each epoch its random id, and how often an in-sync set changed in it. `counter` is that of the
+    newest token, `waiters` counts those in queues.
     """
 
     group: str
     epoch: int
-    epochs: dict[int, str]
+    epochs: dict[int, tuple[str, int]]
     ttl_ns: int
     replicas: dict[str, ReplicaSeen]
     last_session: int
@@ -56,6 +57,16 @@ class Shared:
     waiters: int = 0
     timers: list[tuple[int, int, int]] = field(default_factory=list)
     out: list[Effect] = field(default_factory=list)
+
+    @property
+    def epoch_id(self) -> str:
+        """Return the random id of the epoch in force."""
+        return self.epochs.get(self.epoch, ("", 0))[0]
+
+    @property
+    def changes(self) -> int:
+        """Return how often an in-sync set has changed in this epoch."""
+        return self.epochs.get(self.epoch, ("", 0))[1]
 
     def emit(self, effect: Effect) -> None:
         """Ask the driver for an effect, behind those asked for before."""
@@ -74,6 +85,9 @@ class Shared:
 
     def persist(self, *changes: Change) -> None:
         """Ask the driver to make changes durable, all or nothing."""
+        changed = sum(1 for change in changes if type(change) is InSyncChanged)
+        if changed:
+            self.epochs[self.epoch] = self.epoch_id, self.changes + changed
         self.emit(Persist(changes))
 
     def log(self, event: GrantEvent, lock: Lock, hold: Hold, now_ns: int) -> None:

@@ -11,7 +11,7 @@ FORMAT: Final = 2
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, id TEXT);
+CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, id TEXT, changes INTEGER);
 CREATE TABLE replicas (replica TEXT PRIMARY KEY, name TEXT, host TEXT UNIQUE, start_count INTEGER,
                        incarnation TEXT) WITHOUT ROWID;
 CREATE TABLE sessions (session INTEGER PRIMARY KEY, name TEXT, replica TEXT);
@@ -76,18 +76,25 @@ class State:
         if found != FORMAT:
             raise StateError(f"{path} has format {found}, this lockd reads {FORMAT}; use the lockd that wrote it")
 
+    @property
+    def is_new(self) -> bool:
+        """Tell whether no replica was ever seen."""
+        row = self._connection.execute("SELECT COUNT(*) FROM replicas").fetchone()
+        return bool(row[0] == 0)
+
     def begin(self) -> Durable:
         """Bump the epoch durably, and return what is known."""
         try:
             self._connection.execute("BEGIN IMMEDIATE")
             self._connection.execute("UPDATE meta SET value = value + 1 WHERE key = 'epoch'")
             self._connection.execute(
-                "INSERT INTO epochs SELECT value, ? FROM meta WHERE key = 'epoch'", (os.urandom(8).hex(),)
+                "INSERT INTO epochs SELECT value, ?, 0 FROM meta WHERE key = 'epoch'", (os.urandom(8).hex(),)
             )
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
-            raise StateError(f"{self._path} cannot be written ({error}); make room on the disk") from None
-        epochs = dict(self._connection.execute("SELECT epoch, id FROM epochs"))
+            raise StateError(f"{self._path} cannot be written ({error}); make room, start again") from None
+        rows = self._connection.execute("SELECT epoch, id, changes FROM epochs")
+        epochs = {epoch: (id_, changes) for epoch, id_, changes in rows}
         durable = Durable(str(self._meta("group")), self._number("epoch"), epochs, self._number("session"))
         durable.forgotten = self._number("forgotten")
         for row in self._connection.execute("SELECT * FROM replicas"):
@@ -109,7 +116,8 @@ class State:
                         execute("UPDATE meta SET value = ? WHERE key = 'group'", (group,))
                         execute("UPDATE meta SET value = ? WHERE key = 'epoch'", (epoch,))
                         execute("DELETE FROM epochs")
-                        self._connection.executemany("INSERT INTO epochs VALUES (?, ?)", epochs.items())
+                        rows = [(number, *seen) for number, seen in epochs.items()]
+                        self._connection.executemany("INSERT INTO epochs VALUES (?, ?, ?)", rows)
                     case ForgetAcked(token):
                         execute("UPDATE meta SET value = ? WHERE key = 'forgotten'", (token,))
                     case SessionOpened(session, name, replica):
@@ -125,6 +133,10 @@ class State:
                             (replica, name, host, start_count, incarnation),
                         )
                     case InSyncChanged(file, replicas):
+                        execute(
+                            "UPDATE epochs SET changes = changes + 1 "
+                            "WHERE epoch = (SELECT value FROM meta WHERE key = 'epoch')"
+                        )
                         execute("DELETE FROM in_sync WHERE file = ?", (file,))
                         self._connection.executemany(
                             "INSERT INTO in_sync VALUES (?, ?, ?)",
@@ -136,7 +148,7 @@ class State:
         except sqlite3.Error as error:
             if self._connection.in_transaction:
                 execute("ROLLBACK")
-            raise StateError(f"{self._path} cannot be written ({error}); make room on the disk") from None
+            raise StateError(f"{self._path} cannot be written ({error}); make room, start again") from None
 
     def close(self) -> None:
         """Close the database; what was written is there already."""

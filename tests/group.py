@@ -189,7 +189,7 @@ class Group:
             socket = caller(context, os.urandom(16).hex().encode())
             socket.connect(self.endpoint)
             incarnation = os.urandom(8).hex()
-            socket.send(encode(Hello(1, f"visitor-{incarnation}", incarnation, None, "", 0, "", 0, ())))
+            socket.send(encode(Hello(1, f"visitor-{incarnation}", incarnation, None, "", 0, "", 0, 0, ())))
             assert socket.poll(int(WITHIN_S * 1000)), "lockd does not answer"
             answer: FromLockd = decode(socket.recv(), FromLockd)  # type: ignore[arg-type]
             assert isinstance(answer, Welcome), answer

@@ -64,7 +64,7 @@ def test_what_is_pending_outlives_a_kill(tmp_path: Path) -> None:
     assert log(tmp_path) == text(*lines)
     assert again.holds == [line(2)]
     assert again.left == {"notes.txt": LEFT}
-    assert again.notes == ["a kill left 3 lines of grants.log pending; they are written now"]
+    assert again.notes == ["lines of grants.log that were left pending, and are written now: 3"]
     once_more = left(tmp_path)
     assert (log(tmp_path), once_more.notes, once_more.holds) == (text(*lines), [], [line(2)])
 

@@ -260,7 +260,7 @@ def test_a_refused_start_leaves_a_directory_as_it_was(up: Group) -> None:
     assert [path.name for path in up.path("before").iterdir()] == ["note"]
     up.ok("read", "x", "--data", "before", "--name", "before")
     kept = set(up.path("before").rglob("*"))
-    assert told(up, "serve --data before --name a")[0] == EXIT_REFUSED
+    assert told(up, "serve --data before --lockd tcp://127.0.0.1:1")[0] == EXIT_REFUSED
     assert set(up.path("before").rglob("*")) == kept, "a replica of the group stays one"
 
 
@@ -411,9 +411,10 @@ def test_a_name_is_remembered(up: Group) -> None:
     server = up.serving("h", "--name", "grace-2")
     assert server.stop().code == EXIT_OK
     holder = up.serving("i", "--name", "grace")
-    code, line = told(up, "read x --data g")
+    code, line = told(up, "read x --data j --name grace")
     assert line.startswith("lockd refused grace: the name grace is in use")
     assert code == EXIT_REFUSED
+    up.ok("read", "x", "--data", "g")  # a known replica, whatever its name
     up.ok("read", "x", "--data", "g", "--name", "hopper")
     assert holder.stop(signal.SIGINT).code == EXIT_OK
 
@@ -462,6 +463,6 @@ def test_grants_log_on_a_full_disk_ends_lockd_in_one_line(group: Group) -> None:
     lockd = group.lockd()
     client = group.start("client", "write", "notes.txt", "text", "--data", "a", "--wait", "1s")
     done = lockd.end()
-    assert done.err == "lockd: grants.log cannot be written (No space left on device); make room, start again\n"
+    assert done.err == "lockd: lockd/grants.log cannot be written (No space left on device); make room, start again\n"
     assert done.code == EXIT_CRASHED
     assert client.end().code in (EXIT_OK, EXIT_REFUSED), "the line may come after the grant"

@@ -226,7 +226,7 @@ class Seat:
     def welcome(self, hello: Hello, *others: str, session: int = 1, time_us: int = 0) -> None:
         members = (member("a"), *[member(name) for name in others])
         self.lockd(
-            Welcome(EPOCH, EPOCH_ID, session, hello.request, GROUP, 3000, "a", replica_id("a"), members, time_us)
+            Welcome(EPOCH, EPOCH_ID, 0, session, hello.request, GROUP, 3000, "a", replica_id("a"), members, time_us)
         )
 
     def submit(self, verb: OpVerb, text: str = "", of: int = 0, wait_ns: int = 10 * S) -> None:
@@ -303,7 +303,7 @@ def test_a_session_begins_with_a_hello_and_connects_to_the_others() -> None:
     hello = seat.one(Hello)
     assert (hello.name, hello.group, hello.epoch, hello.highest_token) == ("a", "", 0, 0)
     seat.welcome(hello, "b")
-    assert seat.one(Remember) == Remember(replica_id("a"), "a", GROUP, EPOCH, EPOCH_ID)
+    assert seat.one(Remember) == Remember(replica_id("a"), "a", GROUP, EPOCH, EPOCH_ID, 0)
     assert [connect.member.host for connect in seat.all(Connect)] == ["b"]
     assert seat.one(Joined) == Joined()
     assert seat.core.joined
@@ -504,7 +504,7 @@ def test_a_copied_directory_goes_on_under_its_new_replica_id() -> None:
     seat = Seat()
     seat.feed(Timer())
     hello = seat.one(Hello)
-    seat.lockd(Welcome(EPOCH, EPOCH_ID, 1, hello.request, GROUP, 3000, "a#2", "c" * 16, (), 0))
+    seat.lockd(Welcome(EPOCH, EPOCH_ID, 0, 1, hello.request, GROUP, 3000, "a#2", "c" * 16, (), 0))
     assert seat.one(Remember).replica == seat.identity.replica == "c" * 16
     assert seat.core.host == "a#2"
 
@@ -675,7 +675,7 @@ def test_the_silent_are_pushed_to_again_and_then_dropped(seat: Seat) -> None:
     assert seat.to() == {replica_id("c")}
     drop = seat.one(Drop)
     assert drop.replicas == (replica_id("c"),)
-    seat.lockd(InSync(EPOCH, drop.request, True, (replica_id("a"), replica_id("b"))))
+    seat.lockd(InSync(EPOCH, drop.request, True, (replica_id("a"), replica_id("b")), 1))
     assert seat.one(Finished).outcome == "ok"
 
 
@@ -688,14 +688,14 @@ def test_who_leaves_the_view_is_dropped_at_once_and_the_answer_awaited(seat: Sea
     assert not seat.all(Finished)
     seat.lockd(View(EPOCH, (member("a"),)))
     assert not seat.all(Drop)
-    seat.lockd(InSync(EPOCH, drop.request, True, (replica_id("a"), replica_id("b"))))
+    seat.lockd(InSync(EPOCH, drop.request, True, (replica_id("a"), replica_id("b")), 1))
     assert seat.one(Finished).outcome == "ok"
 
 
 def test_a_drop_that_comes_too_late_ends_the_op_unknown(seat: Seat) -> None:
     seat.submit("write", "one")
     seat.grant(1, "b", "d")
-    seat.lockd(InSync(EPOCH, seat.one(Drop).request, False, ()))
+    seat.lockd(InSync(EPOCH, seat.one(Drop).request, False, (), 1))
     assert seat.one(Finished).outcome == "unknown"
 
 
@@ -800,7 +800,7 @@ def test_where_nobody_knows_whether_the_journal_has_it_an_op_ends_unknown(seat: 
     seat.submit("write", "one")
     grant = Grant(EPOCH, seat.one(Acquire).request, FILE, token(1), "exclusive", {}, EMPTY, (replica_id("a"),), (), 0)
     assert isinstance(seat.core.handle(FromDaemon(grant), seat.now_ns)[-1], Persist)
-    seat.feed(Leave(unsure=True))
+    seat.feed(Leave("the disk has failed"))
     assert seat.one(Finished).outcome == "unknown"
 
 
@@ -1058,7 +1058,7 @@ def test_a_read_and_a_drop_ask_again_until_they_are_answered(seat: Seat) -> None
     drop = seat.one(Drop)
     seat.feed(LockdConnected())
     assert seat.one(Drop) == drop
-    seat.lockd(InSync(EPOCH, drop.request, True, (replica_id("a"),)))
+    seat.lockd(InSync(EPOCH, drop.request, True, (replica_id("a"),), 1))
     assert seat.one(Finished).outcome == "ok"
     seat.feed(LockdConnected())
     assert not seat.all(Drop)
@@ -1103,7 +1103,7 @@ def lines_after(lines: list[LogLine], journal: MemoryJournal) -> list[LogLine]:
     core = Client(identity, journal, journal.states(), lines[-1].clock, lines[-1].time_us, reversed(lines))
     (hello,) = core.handle(LockdConnected(), 1_000 * S)
     assert isinstance(hello, SendLockd) and isinstance(hello.message, Hello), "before it knows whose log it is"
-    welcome = Welcome(EPOCH, EPOCH_ID, 1, hello.message.request, GROUP, 3000, "a", replica_id("a"), (), 0)
+    welcome = Welcome(EPOCH, EPOCH_ID, 0, 1, hello.message.request, GROUP, 3000, "a", replica_id("a"), (), 0)
     effects = core.handle(FromDaemon(welcome), 1_000 * S)
     assert not [effect for effect in core.handle(Timer(), 1_000 * S) if isinstance(effect, Log)]
     told = [effect for effect in effects if isinstance(effect, Log)]

@@ -305,7 +305,7 @@ def frames(welcome: Welcome) -> list[list[bytes]]:
     """Return messages that no process may fall over: malformed ones, and well-formed ones out of place."""
     group = welcome.group
     push = encode(Push(group, "notes.txt", 0, EMPTY, (), {}))
-    hello = encode(Hello(1, "stranger", "0" * 16, None, "0" * 16, 0, "", 0, ()))
+    hello = encode(Hello(1, "stranger", "0" * 16, None, "0" * 16, 0, "", 0, 0, ()))
     far = Version(9, 1, bytes(16))
     return [
         [b""],
@@ -327,7 +327,7 @@ def frames(welcome: Welcome) -> list[list[bytes]]:
         [encode(Report(welcome.epoch, 1, "notes.txt", far, 1))],
         [hello],
         [hello[:-3]],
-        [encode(Hello(1, "a", "0" * 16, None, "", 0, "", 0, ()))],
+        [encode(Hello(1, "a", "0" * 16, None, "", 0, "", 0, 0, ()))],
         [
             encode(
                 Hello(
@@ -338,6 +338,7 @@ def frames(welcome: Welcome) -> list[list[bytes]]:
                     "",
                     1 << 60,
                     "",
+                    0,
                     0,
                     (),
                 )
@@ -386,7 +387,7 @@ def test_a_member_that_cannot_be_reached_holds_up_nobody(group: Group, strangers
     for number, endpoint in enumerate(("tcp://127.0.0.1:1", "tcp://\0:1", "ipc://" + "x" * 200)):
         replica = ReplicaHello(str(number) * 16, 1, endpoint, {}, "disk", "", 0, {}, ())
         dealer = strangers.dealer(group.endpoint, b"%d" % number)
-        dealer.send(encode(Hello(1, f"odd-{number}", "0" * 16, replica, "", 0, "", 0, ())))
+        dealer.send(encode(Hello(1, f"odd-{number}", "0" * 16, replica, "", 0, "", 0, 0, ())))
         assert dealer.poll(int(WITHIN_S * 1000))
     assert group.op("a", "write", "text").seq == 1
 

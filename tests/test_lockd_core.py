@@ -67,7 +67,7 @@ from lockd.locks import Hold
 S = 1_000_000_000
 TTL_NS = 3 * S
 GROUP = "0123456789abcdef"
-EPOCHS = {1: "1" * 16, 2: "2" * 16}
+EPOCHS = {1: ("1" * 16, 0), 2: ("2" * 16, 0)}
 FIRST = Version(1, make_token(1, 1), bytes([1] * 16))
 SECOND = Version(2, make_token(1, 2), bytes([2] * 16))
 
@@ -162,6 +162,7 @@ class Guest:
         own_host: str = "",
         held: tuple[Held, ...] = (),
         epoch_id: str = "",
+        changes: int = 0,
         count: int = 0,
         reads: dict[str, Clock] | None = None,
         hosts: tuple[str, ...] = (),
@@ -188,6 +189,7 @@ class Guest:
                 group,
                 epoch,
                 epoch_id,
+                changes,
                 highest_token,
                 held,
             ),
@@ -649,7 +651,7 @@ def test_a_blinking_connection_leaves_no_timers(desk: Desk) -> None:
         desk.disconnect(a)
         a.say(Ping, request)
         desk.pass_time(S // 100)
-    desk.pass_time(TTL_NS)
+    desk.pass_time(TTL_NS // 2)
     a.say(Ping, 200)
     desk.pass_time(TTL_NS - 1)
     assert len(desk.core._shared.timers) == 1
@@ -660,6 +662,7 @@ def test_a_blinking_connection_leaves_no_timers(desk: Desk) -> None:
     [
         ({"group": "f" * 16}, "another group"),
         ({"epoch": 1, "epoch_id": "0" * 16}, "the epoch 1 that a has seen is not lockd's epoch 1"),
+        ({"epoch": 1, "epoch_id": "1" * 16, "changes": 1}, "older than what a has seen"),
         ({"epoch": 2}, "older than what a has seen"),
         ({"highest_token": make_token(1, 1)}, "older than what a has seen"),
         ({"heads": {"f": Head(FIRST, FIRST.token, {})}}, "does not know its file f"),
@@ -822,7 +825,7 @@ def test_a_restart_of_lockd_leaves_every_file_unclean() -> None:
     a.hello(
         group=GROUP,
         epoch=1,
-        epoch_id=EPOCHS[1],
+        epoch_id=EPOCHS[1][0],
         highest_token=FIRST.token,
         heads={"f": Head(FIRST, FIRST.token, {"a": 5})},
     )
@@ -1215,10 +1218,10 @@ def test_a_loss_is_given_up_only_where_it_is_one_and_by_who_knows_whose(desk: De
     a.say(Drop, 91, "f", grant.token, (b.replica,))
     a.release(grant, FIRST, (a,), changed=True)
     c.say(GiveUp, 92, "f", ("a",))
-    assert c.got(Refused).reason == "nothing of f is lost: a is in sync with it, and here"
+    assert c.got(Refused).reason == "nothing of f is lost: up, and in sync with it: a"
     a.say(Goodbye)
     c.say(GiveUp, 93, "f", ("b",))
-    assert c.got(Refused).reason == "in sync with f are a; name them all"
+    assert c.got(Refused).reason == "in sync with f, and absent: a; name these, and no others"
     c.say(GiveUp, 94, "f", ("a",))
     assert "no replica that is here has reported" in c.got(Refused).reason
     b.say(Report, "f", FIRST, 0)
@@ -1236,7 +1239,7 @@ def test_a_loss_is_given_up_only_where_it_is_one_and_by_who_knows_whose(desk: De
 
 
 def test_a_lost_state_is_rebuilt_from_the_replicas() -> None:
-    desk = Desk(Durable("f" * 16, 1, {1: "1" * 16}, rebuild=3))
+    desk = Desk(Durable("f" * 16, 1, {1: EPOCHS[1]}, rebuild=3))
     desk.begin()
     desk.pass_time(TTL_NS)
     a, b, c = (Guest(desk, name) for name in "abc")
@@ -1256,10 +1259,10 @@ def test_a_lost_state_is_rebuilt_from_the_replicas() -> None:
     assert "replicas of another group" in stranger.got(Refused).reason
     stranger.hello(group=GROUP, epoch=4, epoch_id="5" * 16, own_host="s")
     assert "replicas of another group" in stranger.got(Refused).reason
-    c.hello(heads=heads[c], group=GROUP, epoch=6, epoch_id="6" * 16, own_host="c#2", start_count=2)
+    c.hello(heads=heads[c], group=GROUP, epoch=6, epoch_id="6" * 16, changes=3, own_host="c#2", start_count=2)
     assert not desk.core.rebuilding
     assert desk.changes()[:3] == [
-        Rebuilt(GROUP, 7, {4: "4" * 16, 6: "6" * 16, 7: "1" * 16}),
+        Rebuilt(GROUP, 7, {4: ("4" * 16, 0), 6: ("6" * 16, 3), 7: ("1" * 16, 0)}),
         ForgetAcked(make_token(7, 0)),
         ReplicaSeen(a.replica, "a", "a", 2, a.incarnation),
     ]
@@ -1271,7 +1274,7 @@ def test_a_lost_state_is_rebuilt_from_the_replicas() -> None:
 
 
 def test_a_rebuild_waits_until_no_lease_of_the_lost_lockd_is_left() -> None:
-    desk = Desk(Durable("f" * 16, 1, {1: "1" * 16}, rebuild=1))
+    desk = Desk(Durable("f" * 16, 1, {1: EPOCHS[1]}, rebuild=1))
     desk.begin()
     a = Guest(desk, "a")
     a.hello(heads={"f": Head(FIRST, FIRST.token, {})}, group=GROUP, epoch=4, own_host="a")

@@ -36,7 +36,7 @@ from tests.sim.schedule import START_NS, Schedule
 SCENARIOS = sorted((Path(__file__).parent / "scenarios").glob("*.txt"))
 LEFT_OUT = (
     *("epoch", "session", "request", "group", "incarnation", "endpoint", "durability"),
-    *("kind", "wait_ms", "ttl_ms", "time_us", "confirm", "epoch_id", "count", "reads", "hosts"),
+    *("kind", "wait_ms", "ttl_ms", "time_us", "confirm", "epoch_id", "count", "reads", "hosts", "changes"),
 )
 """Fields that a story is easier to follow without."""
 

@@ -32,7 +32,7 @@ class Locker:
         self._socket.set(zmq.RCVTIMEO, _WAIT_MS + 1000)
         self._socket.connect(endpoint)
         self._request = 1
-        self._socket.send(encode(Hello(1, name, incarnation, None, "", 0, "", 0, ())))
+        self._socket.send(encode(Hello(1, name, incarnation, None, "", 0, "", 0, 0, ())))
         welcome = self._receive()
         assert isinstance(welcome, Welcome), welcome
         self._epoch, self._session = welcome.epoch, welcome.session

@@ -160,7 +160,7 @@ class LockdProcess:
         """Start from what is on disk."""
         disk = self.disk
         disk.epoch += 1
-        disk.epochs[disk.epoch] = f"{disk.epoch:016x}"
+        disk.epochs[disk.epoch] = f"{disk.epoch:016x}", 0
         durable = Durable(
             disk.group,
             disk.epoch,
@@ -222,7 +222,7 @@ class LockdProcess:
     def operate(self, request: Callable[[int], ToLockd]) -> None:
         """Let an operator, a client without a replica, ask for something."""
         now_ns, route = self.world.schedule.now_ns, b"operator"
-        self._do(self.core.handle(route, Hello(1, "operator", "0" * 16, None, "", 0, "", 0, ()), now_ns))
+        self._do(self.core.handle(route, Hello(1, "operator", "0" * 16, None, "", 0, "", 0, 0, ()), now_ns))
         self._do(self.core.handle(route, request(self.disk.last_session), now_ns))
         self._do(self.core.handle(route, Goodbye(self.disk.epoch, self.disk.last_session), now_ns))
 
@@ -282,6 +282,8 @@ class LockdProcess:
                 self.disk.last_session = session
                 self.disk.sessions[session] = change
             case InSyncChanged(file, replicas):
+                id_, changes = self.disk.epochs[self.disk.epoch]
+                self.disk.epochs[self.disk.epoch] = id_, changes + 1
                 if replicas:
                     self.disk.in_sync[file] = replicas
                 else:
@@ -351,6 +353,7 @@ class Directory:
             str(meta.get("group", "")),
             int(meta.get("epoch", 0)),
             str(meta.get("epoch_id", "")),
+            int(meta.get("changes", 0)),
             max((int(id_.removeprefix(own)) for id_ in ids if id_.startswith(own)), default=0),
         )
         last_us = events[-1].time_us if events else 0
@@ -551,16 +554,17 @@ class ClientProcess:
                     self._connections[member.replica] = member
                 case Disconnect(replica):
                     self._connections.pop(replica, None)
-                case Remember(replica, host, group, epoch, epoch_id):
+                case Remember(replica, host, group, epoch, epoch_id, changes):
                     directory.replica = replica
                     if self.peer_route != (route := (replica + self._incarnation).encode()):
                         self.peer_route, world.clients[route] = route, self
                     kept: dict[str, MetaValue] = {"replica_id": replica, "host": host, "group": group, "epoch": epoch}
-                    kept["epoch_id"] = epoch_id
+                    kept |= {"epoch_id": epoch_id, "changes": changes}
                     try:
                         directory.journal.set_meta(kept)
                     except StorageError:
-                        raise Crashed from None  # as client/node.py, which ends with what to do about it
+                        if not self.joined:
+                            raise Crashed from None  # as client/node.py, which ends with what to do about it
                 case Reconnect():
                     world.observer.reconnects(self)
                 case Joined():

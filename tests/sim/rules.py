@@ -131,7 +131,7 @@ def promise_nothing(follower: Follower, file: str, token: int, then: Callable[[]
 def follow_what_is_promised(follower: Follower, file: str, token: int, then: Callable[[], None]) -> None:
     shared = follower._shared
     seq = shared.state(file).head.version.seq
-    shared.persist(file, seq, (), (), (token, token), then, follower._note_failure)
+    shared.persist(file, seq, (), (), (token, token), then, follower._failed(file))
 
 
 def replace_nothing_where_no_op_comes(
