@@ -46,26 +46,30 @@ def _lines_of(directory: Directory) -> list[EventLine]:
 
 
 def _log_of(lost: Directory, left: Directory) -> Client:
-    """Return what a wiped directory has left: nothing, but what others know of it has to fit its log.
+    """Return a wiped directory as it would be had it come back: what others know of it has to fit its log.
 
-    What never came to the others stands in it as if it had come back, and had been told so.
+    What never came to the others is undone in it, and its log tells so.
     """
     lines = _lines_of(lost)
+    shared: dict[str, int] = {}
     told = [
         ("apply" if event.verb == "undo" else "undo", event)
         for event in loose([line.event for line in reversed(lines)], lost.journal)
     ]
     for file, state in lost.journal.states().items():
+        shared[file] = 0
         for seq in range(state.head.version.seq, 0, -1):
             version = lost.journal.version_at(file, seq)
-            if version != left.journal.version_at(file, seq):
+            if version == left.journal.version_at(file, seq):
+                shared[file] = max(seq, shared[file])
+            else:
                 told += [("undo", line.event) for line in lines if _tells(line.event, file, version)][-1:]
     for verb, event in told:
         last = lines[-1].event
         values = {**event.values, "from": last.host}
         true = Event(last.time_us, last.host, tick(last.clock, last.host), verb, values)
         lines.append(EventLine(lines[-1].number + 1, true))
-    return Client(f"{lost.name}, wiped", lines, {}, {}, Snapshots({}, lambda file, seq: b""), lost.host)
+    return _client(f"{lost.name}, wiped", lost, lines, shared)
 
 
 def _tells(event: Event, file: str, version: Version | None) -> bool:
@@ -76,9 +80,13 @@ def _tells(event: Event, file: str, version: Version | None) -> bool:
 
 
 def _client_of(directory: Directory) -> Client:
-    lines = _lines_of(directory)
+    newest = {file: state.head.version.seq for file, state in directory.journal.states().items()}
+    return _client(directory.name, directory, _lines_of(directory), newest)
+
+
+def _client(name: str, directory: Directory, lines: list[EventLine], newest: dict[str, int]) -> Client:
+    """Return a directory up to the `newest` version of each file."""
     journal = directory.journal
-    newest = {file: state.head.version.seq for file, state in journal.states().items()}
     journals = {}
     for file, seq in newest.items():
         versions = [journal.version_at(file, each) for each in range(1, seq + 1)]
@@ -88,4 +96,4 @@ def _client_of(directory: Directory) -> Client:
         )
     content: Callable[[str, int], bytes] = journal.content
     files = {file: content(file, seq) for file, seq in newest.items()}
-    return Client(directory.name, lines, journals, files, Snapshots(newest, content), directory.host)
+    return Client(name, lines, journals, files, Snapshots(newest, content), directory.host)
