@@ -6,6 +6,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +22,7 @@ from common.clock import Clock, concurrent, merge, tick
 from common.eventlog import HEADER, Event, format_event, format_pairs
 from common.grantlog import GrantEvent, GrantLine, format_grant
 from common.records import EMPTY, Record, Version, splice
-from common.tokens import format_token, make_token
+from common.tokens import format_token, make_token, parse_token
 from common.wire import version_after
 from scripts import checker
 from scripts.verdict import history
@@ -657,6 +658,153 @@ def test_an_op_that_is_undone_twice_is_caught(index: int) -> None:
     (_, first, second, _), said = come_back(index, "undo", "undo", "apply")
     log = f"client-{index}/events.log"
     assert said == {"hash chain": f"{log}:{second}: undo of client-0:3, which was not there again since {log}:{first}"}
+
+
+# Journals that do not have what their logs tell of
+
+
+def cut(replica: Replica, file: str, newest: int) -> None:
+    """Take a file's ops behind version `newest` out of a journal, and out of the file."""
+    del replica.records[file][newest:], replica.hashes[file][newest:]
+
+
+def log_again(group: Group, index: int, line: Event, verb: str, origin: str) -> None:
+    """Have a client log something of the op that a line tells of."""
+    replica, values = group.replicas[index], line.values
+    records = [record for other in group.replicas for record in other.records[values["file"]]]
+    made = next((record.clock for record in records if record.id == values["id"]), replica.clock)
+    clock = tick(merge(replica.clock, made), replica.name)
+    version = Version(int(values["seq"]), 0, bytes.fromhex(values["hash"]))
+    token = parse_token(values["token"])
+    group._log(replica, clock, verb, values["file"], values["id"], version, ("from", origin), token=token)
+
+
+def log_what_is_true(group: Group, index: int, lines: int, said: int | None = None) -> None:
+    """Have a client say, at its start, that what its last `lines` tell is not so; of so many it has `said` it."""
+    replica = group.replicas[index]
+    for line in [line.event for line in replica.lines[: -lines - 1 : -1]][:said]:
+        log_again(group, index, line, "apply" if line.verb == "undo" else "undo", replica.name)
+
+
+def evidences(group: Group) -> dict[str, Evidence]:
+    """Return what a group has left as a run of each kind."""
+    evidence = group.evidence()
+    assert evidence.asked is not None
+    faults = replace(evidence.asked, faults=("kill",))
+    return {
+        "by hand": replace(evidence, asked=None),
+        "in order": evidence,
+        "under faults": replace(evidence, asked=faults),
+        "stopped": replace(evidence, asked=replace(evidence.asked, stopped=True)),
+        "stopped under faults": replace(evidence, asked=replace(faults, stopped=True, finished=False)),
+    }
+
+
+ALL = (0, 1, 2)
+KINDS = list(evidences(Group("client-0")))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("replicas", [(0,), (0, 1), ALL])
+def test_the_newest_op_lost_where_it_was_made_is_caught(replicas: tuple[int, ...], kind: str) -> None:
+    """Others have taken it in, so it was in its author's journal before."""
+    group = good_group()
+    group.do(0, "write", text="lost")
+    for index in replicas:
+        cut(group.replicas[index], NOTES, 5)
+    said = wrong(evidences(group)[kind])["hash chain"]
+    if (replicas, kind) == (ALL, "in order"):
+        assert said == "client-0/events.log:11: no journal has notes.txt@6"
+    else:
+        assert said == (
+            "client-0/events.log:11: write of client-0:5, which client-0/journal does not have as notes.txt@6, "
+            "though no line undoes it"
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("replicas", [(0,), (1,), (2,), (0, 2), ALL])
+@pytest.mark.parametrize("newest", [0, 1, 2, 3, 4])
+def test_older_ops_lost_with_all_behind_them_are_caught(newest: int, replicas: tuple[int, ...], kind: str) -> None:
+    group = good_group()
+    for index in replicas:
+        cut(group.replicas[index], NOTES, newest)
+    said = wrong(evidences(group)[kind])["hash chain"]
+    assert said.startswith(f"client-{replicas[0]}/events.log:")
+    assert said.endswith((", though no line undoes it", f": no journal has notes.txt@{newest + 1}"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_op_lost_before_a_read_or_another_files_op_is_caught(kind: str) -> None:
+    for next_one in (partial(Group.do, verb="read"), partial(Group.do, verb="write", file=PLANS)):
+        group = good_group()
+        group.do(0, "write", text="lost")
+        next_one(group, 1)
+        cut(group.replicas[1], NOTES, 5)
+        assert "apply of client-0:5, which client-1/journal" in wrong(evidences(group)[kind])["hash chain"]
+
+
+def test_an_undo_of_what_is_still_there_is_caught() -> None:
+    group = good_group()
+    (line,) = [line.event for line in group.replicas[1].lines if line.event.verb == "restore"]
+    log_again(group, 1, line, "undo", "client-0")
+    assert wrong(group.evidence(by_hand=True)) == {}, "a kill may have come between"
+    group.do(1, "read")
+    assert wrong(group.evidence(by_hand=True)) == {
+        "hash chain": "client-1/events.log:10: undo of client-1:3, which client-1/journal still has as notes.txt@5"
+    }
+
+
+def test_a_lost_op_is_caught_on_disk(tmp_path: Path) -> None:
+    group = good_group()
+    group.do(0, "write", text="lost")
+    for replica in group.replicas:
+        cut(replica, NOTES, 5)
+    said = wrong_on_disk(write_run(group, tmp_path, by_hand=True))
+    assert said.keys() == {"hash chain"}
+    assert said["hash chain"].startswith("client-0/events.log:11: write of client-0:5, which client-0/journal does not")
+
+
+# What a kill leaves between a line and its change
+
+
+def test_an_op_that_a_kill_left_without_its_change_is_no_damage() -> None:
+    group = good_group()
+    killed_amid_an_op(group)
+    assert wrong(group.evidence(by_hand=True)) == {}
+    assert found(group.evidence(by_hand=True))["complete"].detail.endswith(", 1 undone")
+    assert wrong(group.evidence())["hash chain"] == "client-0/events.log:11: no journal has notes.txt@6"
+
+
+def test_an_op_whose_lock_was_released_was_in_its_authors_journal() -> None:
+    group = Group("client-0")
+    group.do(0, "write", text="one")
+    group.do(0, "write", text="lost")
+    cut(group.replicas[0], NOTES, 1)
+    evidence = group.evidence(by_hand=True)
+    assert wrong(evidence) == {"hash chain": "client-0/events.log:4: no journal has notes.txt@2"}
+    assert wrong(replace(evidence, grants=None)) == {}, "so looks what a kill has left, too"
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_an_op_taken_in_whose_change_a_kill_stopped_is_no_damage(index: int) -> None:
+    group = good_group()
+    group.do(0, "write", text="new")
+    cut(group.replicas[index], NOTES, 5)
+    assert wrong(group.evidence(by_hand=True)) == {}
+    assert f"client-{index} is behind" in found(group.evidence(by_hand=True))["replay"].detail
+    assert "hash chain" in wrong(group.evidence()), "in a run that ended in order nobody was killed"
+
+
+def test_an_op_passed_on_undone_and_taken_in_again_may_be_stopped_by_a_kill() -> None:
+    group = good_group()
+    group.do(0, "write", text="again")
+    line = group.replicas[0].lines[-1].event
+    cut(group.replicas[0], NOTES, 5)
+    log_again(group, 0, line, "undo", "client-1")
+    assert wrong(group.evidence(by_hand=True)) == {}
+    log_again(group, 0, line, "apply", "client-1")
+    assert wrong(group.evidence(by_hand=True)) == {}
 
 
 # 4. replay
@@ -1391,15 +1539,20 @@ def under_faults(evidence: Evidence, told: list[Told] | None = None) -> Evidence
     return replace(evidence, asked=replace(evidence.asked, faults=("kill", "pause")), told=told)
 
 
-def lone_line(group: Group) -> None:
-    """Let client-0 be killed between an op's line and its record, start again, and do another op."""
+def killed_amid_an_op(group: Group) -> None:
+    """Let client-0 be killed between an op's line and its record."""
     doing = group.begin(0, "write", text="lost")
-    replica = group.replicas[0]
-    replica.records[NOTES].pop()
-    replica.hashes[NOTES].pop()
+    cut(group.replicas[0], NOTES, doing.replica.version(NOTES).seq - 1)
     group._lock_line("expiry", doing)
     group.held[NOTES].remove(doing)
     group.done -= 1
+
+
+def lone_line(group: Group, *, undone: bool = True) -> None:
+    """Let client-0 be killed between an op's line and its record, start again, and do another op."""
+    killed_amid_an_op(group)
+    if undone:
+        log_what_is_true(group, 0, 1)
     group.do(0, "write", text="after that")
 
 
@@ -1414,8 +1567,14 @@ def test_a_line_that_a_kill_left_alone_is_no_damage_under_faults() -> None:
     assert found(evidence)["complete"].detail == (
         "12 of 12 ops by 3 clients, each once, under 2 kinds of faults, 1 undone"
     )
-    assert "hash chain" in wrong(group.evidence())
     assert wrong(replace(group.evidence(), asked=None)) == {}, "by hand, a client may be killed"
+
+
+def test_a_line_that_a_kill_left_alone_is_undone_before_another_op() -> None:
+    group = good_group()
+    lone_line(group, undone=False)
+    assert wrong(under_faults(group.evidence()))["hash chain"].startswith("client-0/events.log:11: ")
+    assert wrong(replace(group.evidence(), asked=None))["hash chain"].startswith("client-0/events.log:11: ")
 
 
 def test_a_line_that_no_kill_can_have_left_is_caught_under_faults_too() -> None:

@@ -1,6 +1,7 @@
 """The evidence, read once: typed lines and the indices that several properties need."""
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from common.clock import Clock
@@ -62,8 +63,9 @@ class Facts:
     lines here, and with which no log goes on. `ops` are the ticks of ops that happened, `authors` has the first line of
     each op's author. `newest` has, per file, the longest journal of a client that did not leave early, and whose it
     is. `strayed` has, per client that left early and file, the first version that only it has: it died before the
-    others heard of it. `undone` are the ids of ops that were taken back everywhere, or that a kill stopped before they
-    were durable anywhere; `undone_hashes` are those of the versions they made.
+    others heard of it. `loose` has, per client, the numbers of the lines whose change a kill may have stopped. `undone`
+    are the ids of ops that were taken back everywhere, or that a kill stopped before they were durable anywhere;
+    `undone_hashes` are those of the versions they made.
     """
 
     evidence: Evidence
@@ -75,6 +77,7 @@ class Facts:
     authors: dict[str, Tick]
     newest: dict[str, tuple[Client, Journal]]
     strayed: dict[tuple[str, str], int]
+    loose: dict[str, set[int]]
     undone: set[str]
     undone_hashes: set[str]
 
@@ -141,12 +144,13 @@ def gather(evidence: Evidence) -> Facts:
     }
     lines_of = owners(evidence.clients)
     former = {host for host, client in lines_of.items() if host != own_host(client)}
-    facts = Facts(evidence, [], [], {}, former, [], {}, newest, strayed, set(), set())
+    facts = Facts(evidence, [], [], {}, former, [], {}, newest, strayed, {}, set(), set())
     for client in evidence.clients:
         facts.logs.append((client, list(_ticks(client, lines_of, facts))))
     counting = [tick for _, ticks in facts.logs for tick in ticks if not tick.is_copy]
     for tick in sorted(counting, key=lambda tick: tick.client is not lines_of[tick.host]):  # what is wrong comes last
         facts.by_host.setdefault(tick.host, []).append(tick)
+    _find_loose(facts)
     _find_undone(facts)
     for ticks in facts.by_host.values():
         for tick in ticks:
@@ -221,8 +225,84 @@ def _typed(client: Client, owner: Client, before: Clock, line: EventLine) -> Tic
     )
 
 
+def is_held(tick: Tick) -> bool:
+    """Tell whether the version that a line names is in its client's own journal."""
+    journal = tick.client.journals.get(tick.file)
+    return journal is not None and 0 < tick.seq <= len(journal.hashes) and hash_at(journal, tick.seq) == tick.hash
+
+
+def _find_loose(facts: Facts) -> None:
+    """Find the lines whose change a kill may have stopped: it would have come behind them."""
+    passed_on = _passed_on(facts)
+    grants = facts.evidence.grants
+    released = {entry.line.token for entry in grants.lines if entry.line.event == "release"} if grants else set()
+    for client, ticks in facts.logs:
+        if facts.undisturbed(client):
+            continue
+        told = Counter((tick.file, tick.hash) for tick in ticks if tick.verb not in ("read", "undo"))
+        facts.loose[client.name] = set()
+        for tick in _newest_change(ticks):
+            done = is_held(tick) != (tick.verb == "undo")
+            if tick.verb in CHANGES:
+                done |= tick.token in released
+            if tick.verb != "undo" and told[tick.file, tick.hash] == 1:  # else it may have been undone since
+                done |= (tick.host, tick.file, tick.hash) in passed_on
+            if done:
+                break  # and so was all before it
+            facts.loose[client.name].add(tick.number)
+
+
+def _passed_on(facts: Facts) -> set[tuple[str, str, str]]:
+    """Return the hosts from which other replicas have taken a version in: it was in their journals by then."""
+    return {
+        (host, tick.file, tick.hash)
+        for _, ticks in facts.logs
+        for tick in ticks
+        for host in (author_of(tick.id), tick.values.get("from", ""))
+        if tick.verb == "apply" and tick.host != host
+    }
+
+
+def _newest_change(ticks: Sequence[Tick]) -> Iterator[Tick]:
+    """Yield the lines, newest first, that can tell of one change of a journal at the end of a log.
+
+    That is an own op; or what was taken in from one replica: undos from the newest op down, and behind them, from where
+    they end upwards, what is new. The next start says of each line what is true, the newest one's first, under its own
+    name; of what it has said so the line is not yielded.
+    """
+    rest = list(ticks)
+    corrected = 0
+    while rest and rest[-1].verb in ("apply", "undo") and rest[-1].values.get("from") == rest[-1].host:
+        rest.pop()
+        corrected += 1
+    after: Tick | None = None
+    while rest and (after is None or _is_of_one_change(rest[-1], after)):
+        after = rest.pop()
+        if after.verb == "read":
+            return
+        if corrected:
+            corrected -= 1
+        else:
+            yield after
+
+
+def _is_of_one_change(tick: Tick, after: Tick) -> bool:
+    """Tell whether two lines, one after the other, can tell of one change."""
+    if (tick.host, tick.file, tick.values.get("from")) != (after.host, after.file, after.values.get("from")):
+        return False
+    match tick.verb, after.verb:
+        case "apply", "apply":
+            return tick.seq + 1 == after.seq
+        case "undo", "undo":
+            return tick.seq == after.seq + 1
+        case "undo", "apply":
+            return tick.seq == after.seq
+        case _:
+            return False
+
+
 def _find_undone(facts: Facts) -> None:
-    """Find the ops that never happened: undone, and in no journal but a strayed one."""
+    """Find the ops that never happened: undone or stopped, and in no journal but a strayed one."""
     kept = {
         record.id
         for client in facts.evidence.clients
@@ -230,24 +310,10 @@ def _find_undone(facts: Facts) -> None:
         for record in journal.records[: facts.strayed.get((client.name, file), len(journal.records) + 1) - 1]
     }
     for client, ticks in facts.logs:
-        facts.undone.update(tick.id for tick in ticks if tick.verb == "undo" and tick.id not in kept)
-        if not facts.undisturbed(client):
-            facts.undone.update(_left_alone(ticks, kept))
+        loose = facts.loose.get(client.name, ())
+        facts.undone.update(
+            tick.id for tick in ticks if (tick.verb == "undo" or tick.number in loose) and tick.id not in kept
+        )
     facts.undone_hashes.update(
         tick.hash for _, ticks in facts.logs for tick in ticks if tick.id in facts.undone and tick.verb != "read"
     )
-
-
-def _left_alone(ticks: Sequence[Tick], kept: Set[str]) -> Iterator[str]:
-    """Yield the ops whose lines a kill left alone: lines are written before records.
-
-    Nothing more of the file follows, or work went on from before it: then that seq, or an older one, comes again.
-    """
-    lowest: dict[str, int] = {}
-    for tick in reversed(ticks):
-        if tick.verb == "read":
-            continue
-        if tick.id in kept:
-            lowest[tick.file] = min(tick.seq, lowest.get(tick.file, tick.seq))
-        elif lowest.get(tick.file, tick.seq) <= tick.seq:
-            yield tick.id

@@ -1,7 +1,7 @@
 """History: the hash chain, the replicas' files and the snapshots all tell the same ops (G3)."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Final
 
 from common.eventlog import format_value, shorten
@@ -9,7 +9,7 @@ from common.records import EMPTY, Record, Version
 from common.tokens import format_token
 from common.wire import version_after
 from scripts.verdict.evidence import Client, Journal
-from scripts.verdict.facts import Facts, Tick, hash_at, hash_shown, place
+from scripts.verdict.facts import Facts, Tick, hash_at, hash_shown, is_held, place
 from scripts.verdict.finding import Wrong, counted
 
 SNAPSHOT_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -30,11 +30,14 @@ def hash_chain(facts: Facts) -> str:
             if journal is not None and journal is not longest:
                 strayed = (client.name, file) in facts.strayed
                 _recompute(client, file, journal, None if strayed else (best, longest))
-    for _, ticks in facts.logs:
-        _take_turns(ticks)
+    for client, ticks in facts.logs:
+        newest = _take_turns(ticks)
         for line in ticks:
             if line.verb != "undo" and line.id not in facts.undone:
                 _tells_the_same(facts, line)
+        for line in newest:
+            if line.number not in facts.loose.get(client.name, ()):
+                _is_so(line)
     shared = " as far as they are shared" if facts.strayed else ""
     return f"{counted(count, 'version')} of {counted(len(facts.newest), 'file')}, the same in every journal{shared}"
 
@@ -92,8 +95,11 @@ def _tells_the_same(facts: Facts, line: Tick) -> None:
             raise Wrong(line.where, f"{key}={said}, but {where} has {kept}")
 
 
-def _take_turns(ticks: Sequence[Tick]) -> None:
-    """In one log an op is undone only where it stands, and comes again only where it was undone."""
+def _take_turns(ticks: Sequence[Tick]) -> Collection[Tick]:
+    """In one log an op is undone only where it stands, and comes again only where it was undone.
+
+    Return the newest line of each op.
+    """
     last: dict[tuple[str, str], Tick] = {}
     for line in ticks:
         if line.verb == "read":
@@ -103,6 +109,16 @@ def _take_turns(ticks: Sequence[Tick]) -> None:
             what = "was not there again" if line.verb == "undo" else "was not undone"
             raise Wrong(line.where, f"{line.verb} of {line.id}, which {what} since {before.where}")
         last[line.file, line.id] = line
+    return last.values()
+
+
+def _is_so(line: Tick) -> None:
+    """What a log tells last of an op is so in its own client's journal."""
+    if is_held(line) != (line.verb != "undo"):
+        has = "still has" if line.verb == "undo" else "does not have"
+        behind = "" if line.verb == "undo" else ", though no line undoes it"
+        what = f"{line.verb} of {line.id}, which {line.client.name}/journal {has} as {line.file}@{line.seq}{behind}"
+        raise Wrong(line.where, what)
 
 
 def replay(facts: Facts) -> str:
