@@ -796,6 +796,53 @@ def test_an_op_taken_in_whose_change_a_kill_stopped_is_no_damage(index: int) -> 
     assert "hash chain" in wrong(group.evidence()), "in a run that ended in order nobody was killed"
 
 
+def returning_group(told: int) -> Group:
+    """client-1 dies with an op of its own; the others make two more; it comes back, and is killed as it takes these in.
+
+    It has `told` so many lines then: of its undo, and of the two.
+    """
+    group = good_group()
+    lost = group.begin(1, "write", text="lost")
+    group._lock_line("expiry", lost)
+    group.held[NOTES].remove(lost)
+    gone = group.replicas.pop(1)
+    group.do(0, "write", text="new")
+    group.do(1, "write", text="newer")
+    group.replicas.insert(1, gone)
+    lines = [("undo", gone.lines[-1].event)]
+    lines += [("apply", line.event) for line in group.replicas[0].lines[-2:]]
+    for verb, line in lines[:told]:
+        log_again(group, 1, line, verb, "client-0")
+    return group
+
+
+@pytest.mark.parametrize(("told", "said"), [(told, said) for told in range(4) for said in range(told + 1)])
+def test_lines_without_their_change_may_be_many_and_the_next_start_tells_of_them(told: int, said: int) -> None:
+    group = returning_group(told)
+    log_what_is_true(group, 1, told, said)
+    for kind in ("stopped", "stopped under faults"):
+        evidence = evidences(group)[kind]
+        assert evidence.asked is not None
+        evidence = replace(evidence, asked=replace(evidence.asked, left=("client-1",)))
+        assert wrong(evidence) == {}
+        assert "notes.txt@6 is unknown to the others" in found(evidence)["replay"].detail
+
+
+@pytest.mark.parametrize("amid", ["of another", "a read", "said too little"])
+def test_lines_of_more_than_one_change_are_caught(amid: str) -> None:
+    group = returning_group(2)
+    if amid == "said too little":
+        log_what_is_true(group, 1, 2, 1)
+    if amid == "a read":
+        group.do(1, "read", PLANS)
+    else:
+        log_again(group, 1, group.replicas[0].lines[-1].event, "apply", "client-2")
+    evidence = evidences(group)["stopped"]
+    assert evidence.asked is not None
+    said = wrong(replace(evidence, asked=replace(evidence.asked, left=("client-1",))))["hash chain"]
+    assert said.startswith("client-1/events.log:1")
+
+
 def test_an_op_passed_on_undone_and_taken_in_again_may_be_stopped_by_a_kill() -> None:
     group = good_group()
     group.do(0, "write", text="again")

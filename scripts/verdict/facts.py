@@ -82,14 +82,15 @@ class Facts:
     undone_hashes: set[str]
 
     def journal_of(self, tick: Tick) -> tuple[Client, Journal] | None:
-        """Return the journal that has the version the line names: the client's own, else the longest."""
-        own = tick.client.journals.get(tick.file)
-        if own is not None and tick.seq <= len(own.records):
-            return tick.client, own
-        longest = self.newest.get(tick.file)
-        if longest is not None and tick.seq <= len(longest[1].records):
-            return longest
-        return None
+        """Return the journal that has the version the line names: the client's own, else the longest.
+
+        Where neither has that very version, one that has another in its place.
+        """
+        own, longest = tick.client.journals.get(tick.file), self.newest.get(tick.file)
+        having = [(tick.client, own)] if own is not None else []
+        having += [longest] if longest is not None else []
+        having = [found for found in having if tick.seq <= len(found[1].records)]
+        return next((found for found in having if hash_at(found[1], tick.seq) == tick.hash), next(iter(having), None))
 
     def where(self, file: str, record: Record) -> str:
         """Name the line of a record's author, or the record itself where that line is not at hand."""
