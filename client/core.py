@@ -363,8 +363,6 @@ class Client:
 
     def _from_lockd(self, message: FromLockd) -> None:
         shared = self._shared
-        if self.joined and shared.now_ns >= shared.lease_ns:
-            self._lease_over()  # however late we look at what lockd has sent
         match message:
             case Welcome():
                 self._welcome(message)

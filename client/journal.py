@@ -462,7 +462,7 @@ def read_meta(path: Path, disk: Disk = SYSTEM) -> dict[str, MetaValue] | None:
         raise StorageError(f"{path / _META} is damaged: {error}") from error
     if version != FORMAT:
         raise StorageError(
-            f"{path} has the format {version}, and this Lockstep knows {FORMAT}; use a newer one, or another --data"
+            f"{path} has the format {version}, this Lockstep knows {FORMAT}; use the one that wrote it, or other --data"
         )
     return meta
 

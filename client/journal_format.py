@@ -22,7 +22,7 @@ from common.records import Record, Version
 Durability = Literal["disk", "memory"]
 MetaValue = str | int
 
-FORMAT: Final = 1
+FORMAT: Final = 2
 _FIRST_WORDS: Final = b"lockstep journal "
 HEADER_BYTES_MAX: Final = 8192
 
@@ -122,7 +122,9 @@ def read_header(data: bytes, path: object) -> tuple[str, int]:
     if not line.startswith(_FIRST_WORDS) or len(words) != 2 or not words[0].isdigit():
         raise StorageError(f"{path} is not a Lockstep journal")
     if int(words[0]) != FORMAT:
-        raise StorageError(f"{path} has the format {int(words[0])}, and this Lockstep knows {FORMAT}; use a newer one")
+        raise StorageError(
+            f"{path} has the format {int(words[0])}, this Lockstep knows {FORMAT}; use the one that wrote it"
+        )
     told, _, crc = words[1].rpartition(b" ")
     if crc != b"%08x" % zlib.crc32(line[: -len(crc) - 1]):
         raise StorageError(f"{path} is damaged: its first line is not what was written")

@@ -67,13 +67,14 @@ def _ask(settings: Settings, order: Order, connection: socket.socket, stop: Stop
     who = f"the client that is up on {settings.data}"
     call = Call(connection, order)
     report = call.wait(stop.descriptor, order.wait_ms / 1e3 + PATIENCE_S)
-    if report is None and call.given and not call.gone:
+    gone = call.gone
+    if report is None and call.given and not gone:
         report = call.take_back()
     if report is not None:
         return report
     by = f"ended by {signal.Signals(stop.caught).name}, while " if stop.caught is not None else ""
     how = "goes on with it" if call.id else "does not answer"
-    if call.gone:
+    if gone:
         how = "ended before it answered"
     sure, reason = not call.id and (call.gone or not call.given), f"{by}{who} {how}"
     if sure or order.verb == "read":

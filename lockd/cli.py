@@ -1,5 +1,6 @@
 """The command `lockd`."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,11 @@ def lockd(
     signals = Signals()
     server = Server(bind, Path(data), ttl_ns, rebuild or 0)
     try:
-        server.serve(signals, lambda line: print(line, flush=True))
+        server.serve(
+            signals,
+            ready=lambda line: print(line, flush=True),
+            waits=lambda line: print(f"lockd: {line}", file=sys.stderr),
+        )
     except StateError as error:
         raise CommandError(EXIT_CRASHED, str(error)) from None
     finally:

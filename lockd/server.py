@@ -101,10 +101,10 @@ class Server:
             if endpoint.startswith(_IPC):
                 Path(endpoint.removeprefix(_IPC)).unlink(missing_ok=True)
 
-    def serve(self, signals: Signals, ready: Callable[[str], None]) -> None:
+    def serve(self, signals: Signals, ready: Callable[[str], None], waits: Callable[[str], None]) -> None:
         """Serve until SIGINT or SIGTERM; then end in good order. Say `ready` when locks can be had.
 
-        With --rebuild it first says that it waits.
+        With --rebuild it says before what it `waits` for.
         """
         said = False
         self._log.note(f"epoch {self._core.epoch} begins on {', '.join(self.endpoints)}")
@@ -112,7 +112,7 @@ class Server:
             self._log.note(note)
         self._do(self._core.begin(self._clock.now_ns()))
         if self._core.rebuilding:
-            ready("waiting for the replicas to rebuild the state from")
+            waits("waiting for the replicas to rebuild the state from")
         while signals.caught is None:
             if not said and not self._core.rebuilding:
                 ready(f"ready {' '.join(self.endpoints)} epoch {self._core.epoch}")

@@ -344,21 +344,15 @@ def test_a_welcome_to_an_older_hello_is_not_taken() -> None:
     assert not seat.core.joined
 
 
-def test_what_came_before_the_lease_was_over_counts_no_more_behind_it() -> None:
+@pytest.mark.parametrize("late", ["the grant", "the disk"])
+def test_no_op_is_acknowledged_behind_the_lease(late: str) -> None:
     seat = Seat()
     seat.join()
     seat.submit("write", "x")
-    seat.now_ns += 60 * S
-    seat.grant(1)
-    assert not seat.core.joined
-    assert not seat.all(Log) and not seat.all(Finished)
-
-
-def test_an_op_that_was_persisted_behind_the_lease_is_not_acknowledged() -> None:
-    seat = Seat()
-    seat.join()
-    seat.submit("write", "x")
-    seat.persisting_ns = 60 * S
+    if late == "the grant":
+        seat.now_ns += 60 * S
+    else:
+        seat.persisting_ns = 60 * S
     seat.grant(1)
     assert not seat.all(Finished)
     seat.feed(Timer())

@@ -268,12 +268,12 @@ def test_what_there_is_not_is_named(closed: Path, tmp_path: Path) -> None:
 
 def _write_newer(path: Path) -> None:
     path.mkdir()
-    (path / "meta").write_text('{"format": 2, "meta": {}}')
+    (path / "meta").write_text('{"format": 3, "meta": {}}')
 
 
 def _write_foreign(path: Path) -> None:
     path.mkdir()
-    (path / "meta").write_text('{"format": 1, "meta": {}}')
+    (path / "meta").write_text('{"format": 2, "meta": {}}')
     (path / "1.ops").write_text("operations\n")
 
 
@@ -281,7 +281,7 @@ def _write_foreign(path: Path) -> None:
     ("make", "problem"),
     [
         (Path.touch, "not a Lockstep journal"),
-        (_write_newer, "format 2"),
+        (_write_newer, "format 3"),
         (_write_foreign, r"1\.ops is not a Lockstep journal"),
         (Path.mkdir, "no client's data directory"),
     ],

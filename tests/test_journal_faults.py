@@ -59,9 +59,9 @@ def test_a_newer_format_is_refused(tmp_path: Path, part: str) -> None:
     with closing(open_journal(tmp_path)) as journal:
         tell(journal, [Step(0, (Edit("write", "one"),))])
     path = tmp_path / "journal" / part
-    changed = path.read_bytes().replace(b'"format": 1', b'"format": 2').replace(b"journal 1", b"journal 2")
+    changed = path.read_bytes().replace(b'"format": 2', b'"format": 3').replace(b"journal 2", b"journal 3")
     path.write_bytes(changed)
-    with pytest.raises(StorageError, match="has the format 2, and this Lockstep knows 1"):
+    with pytest.raises(StorageError, match="has the format 3, this Lockstep knows 2"):
         Journal.open(tmp_path, "disk")
     assert path.read_bytes() == changed
 

@@ -35,7 +35,7 @@ from scripts.verdict.evidence import (
 )
 
 RUN_FORMAT: Final = 1
-JOURNAL_FORMAT: Final = 1
+JOURNAL_FORMAT: Final = 2
 _PREFIX: Final = Struct("<II")
 _MARK: Final = 2
 _KEEP: Final = Struct("<Q")
