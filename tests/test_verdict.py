@@ -1017,6 +1017,208 @@ def test_of_a_long_history_a_sample_is_compared(monkeypatch: pytest.MonkeyPatch)
         assert list(wrong(damaged)) == ["snapshots"]
 
 
+# Ops that the group went on without
+
+
+def lose(group: Group, index: int, file: str = NOTES, *, ops: int = 1, event: GrantEvent | None = "expiry") -> Replica:
+    """Let a client do ops that nobody takes in, lose each one's lock, and be gone: the group goes on without it."""
+    for _ in range(ops):
+        doing = group.begin(index, "write", file, "lost")
+        group.held[file].remove(doing)
+        if event:
+            group._lock_line(event, doing)
+    return group.replicas.pop(index)
+
+
+def lost_group(*, ops: int = 1, event: GrantEvent | None = "expiry") -> Group:
+    """client-1 ends with ops that nobody else has, where the others have one more."""
+    group = good_group()
+    gone = lose(group, 1, ops=ops, event=event)
+    group.do(0, "write", text="meanwhile")
+    group.replicas.insert(1, gone)
+    return group
+
+
+def without_grants(evidence: Evidence) -> Evidence:
+    return replace(evidence, grants=None)
+
+
+BEHIND = "; client-1 is behind (notes.txt@5 of 6, with {} that nobody else has: undoes {} when it is back)"
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 1, 0), (1, 0)])
+@pytest.mark.parametrize("ops", [1, 2])
+def test_a_client_that_the_group_went_on_without_is_named_as_behind(ops: int, order: tuple[int, ...]) -> None:
+    evidence = lost_group(ops=ops).evidence(by_hand=True)
+    evidence = replace(evidence, clients=[evidence.clients[index] for index in order])
+    for each in (evidence, without_grants(evidence)):
+        assert wrong(each) == {}
+        said = BEHIND.format("1 op", "it") if ops == 1 else BEHIND.format("2 ops", "them")
+        assert found(each)["replay"].detail.endswith(said)
+        assert found(each)["hash chain"].detail.endswith("the same in every journal as far as they are shared")
+
+
+def test_what_the_group_went_on_without_is_told_by_client_and_file() -> None:
+    group = good_group()
+    first = lose(group, 0)
+    first_plans = group.begin(0, "write", PLANS, "lost")
+    group._lock_line("expiry", first_plans)
+    group.held[PLANS].remove(first_plans)
+    second = group.replicas.pop(0)
+    group.do(0, "write", text="meanwhile")
+    group.do(0, "write", PLANS, "meanwhile")
+    group.replicas += [first, second]
+    said = found(group.evidence(by_hand=True))
+    assert [finding for finding in said.values() if not finding.ok] == []
+    assert said["replay"].detail.endswith(
+        "; client-0 is behind (deep/plans.txt@2 of 3, notes.txt@5 of 6, with 1 op that nobody else has: undoes it when "
+        "it is back); client-1 is behind (deep/plans.txt@2 of 3, with 1 op that nobody else has: undoes it when it is "
+        "back, notes.txt@5 of 6)"
+    )
+
+
+def test_an_op_that_the_group_went_on_without_may_have_been_undone_by_another() -> None:
+    group = good_group()
+    lost = group.begin(1, "write", text="lost")
+    group.apply(lost, group.replicas[0])
+    line = group.replicas[0].lines[-1].event
+    group._lock_line("expiry", lost)
+    group.held[NOTES].remove(lost)
+    gone = group.replicas.pop(1)
+    cut(group.replicas[0], NOTES, 5)
+    log_again(group, 0, line, "undo", "client-2")
+    group.do(1, "write", text="meanwhile")
+    group.replicas.insert(1, gone)
+    assert wrong(group.evidence(by_hand=True)) == {}
+
+
+def test_after_a_run_in_order_nobody_is_behind() -> None:
+    assert {"hash chain", "replay", "snapshots"} <= set(wrong(lost_group().evidence()))
+    stopped = evidences(lost_group())["stopped"]
+    assert wrong(stopped) == {}
+    assert found(stopped)["replay"].detail.endswith(BEHIND.format("1 op", "it"))
+
+
+@pytest.mark.parametrize("event", ["release", None])
+@pytest.mark.parametrize("ops", [1, 2])
+def test_an_op_that_only_one_has_and_whose_lock_was_not_lost_is_caught(ops: int, event: GrantEvent | None) -> None:
+    group = lost_group(ops=1, event=event)
+    if ops == 2:
+        group = good_group()
+        kept = lose(group, 1)
+        group.replicas.insert(1, kept)
+        kept = lose(group, 1, event=event)
+        group.do(0, "write", text="meanwhile")
+        group.replicas.insert(1, kept)
+    assert "hash chain" in wrong(group.evidence(by_hand=True))
+
+
+@pytest.mark.parametrize("changes", [{"lock": PLANS}, {"client": "client-0"}, {"token": make_token(1, 12)}])
+def test_an_op_that_only_one_has_under_anothers_lost_lock_is_caught(changes: dict[str, str | int]) -> None:
+    evidence = lost_group().evidence(by_hand=True)
+    lines = lock_lines(evidence)
+    (index,) = [index for index, entry in enumerate(lines) if entry.line.event == "expiry"]
+    lines[index] = replace(lines[index], line=structs.replace(lines[index].line, **changes))
+    assert "hash chain" in wrong(evidence)
+
+
+def test_an_op_that_only_one_has_and_whose_lock_was_released_once_is_caught() -> None:
+    evidence = lost_group().evidence(by_hand=True)
+    lines = lock_lines(evidence)
+    (expiry,) = [entry for entry in lines if entry.line.event == "expiry"]
+    lines.append(LockLine(len(lines) + 1, structs.replace(expiry.line, event="release")))
+    assert "hash chain" in wrong(evidence)
+
+
+@pytest.mark.parametrize("counter", [10, 11])
+def test_a_group_that_went_on_under_no_newer_token_is_caught(counter: int) -> None:
+    """The lost op has token 1.11."""
+    group = good_group()
+    gone = lose(group, 1)
+    assert gone.records[NOTES][-1].token == make_token(1, 11)
+    group.counter = counter - 1
+    group.do(0, "write", text="meanwhile")
+    group.replicas.insert(1, gone)
+    evidence = group.evidence(by_hand=True)
+    for each in (evidence, without_grants(evidence)):
+        assert "hash chain" in wrong(each)
+
+
+def test_a_lost_op_that_another_has_too_is_caught() -> None:
+    group = good_group()
+    lost = group.begin(1, "write", text="lost")
+    group.apply(lost, group.replicas[2])
+    group._lock_line("expiry", lost)
+    group.held[NOTES].remove(lost)
+    second, third = group.replicas.pop(1), group.replicas.pop(1)
+    group.do(0, "write", text="meanwhile")
+    group.replicas += [second, third]
+    evidence = group.evidence(by_hand=True)
+    for each in (evidence, without_grants(evidence)):
+        assert "hash chain" in wrong(each)
+
+
+def test_an_op_of_the_group_at_another_place_is_caught() -> None:
+    """What differs has the id of an op that others have."""
+    evidence = lost_group().evidence(by_hand=True)
+    change_record(evidence, 1, NOTES, 6, id="client-0:5")
+    journal = evidence.clients[1].journals[NOTES]
+    assert isinstance(journal.hashes, list)
+    journal.hashes[5] = version_after(Version(5, 0, journal.hashes[4]), journal.records[5]).hash
+    for each in (evidence, without_grants(evidence)):
+        assert "hash chain" in wrong(each)
+
+
+def test_a_damaged_journal_is_caught_below_and_in_what_only_it_has() -> None:
+    for seq in (3, 6):
+        evidence = lost_group().evidence(by_hand=True)
+        change_record(evidence, 1, NOTES, seq, inserted=b"else\n")
+        for each in (evidence, without_grants(evidence)):
+            assert wrong(each)["hash chain"].startswith(f"client-1/journal: notes.txt@{seq}: its hash does not follow")
+
+
+@pytest.mark.parametrize(("outcome", "fits"), [("unknown", True), ("ok", False)])
+def test_an_op_that_was_ok_is_not_lost(outcome: Literal["ok", "unknown"], fits: bool) -> None:
+    group = lost_group()
+    record, hash_ = group.replicas[1].records[NOTES][5], group.replicas[1].hashes[NOTES][5].hex()[:12]
+    told = Told(99, "client-1", record.id, "write", NOTES, outcome, 2 * record.time_us - 1, 2 * record.time_us)
+    told = replace(told, seq=6, hash=hash_)
+    said = wrong(replace(group.evidence(by_hand=True), told=[*group.told(), told]))
+    assert (said == {}) == fits
+    assert fits or {"outcomes", "hash chain"} <= set(said)
+
+
+@pytest.mark.parametrize(("event", "fits"), [("expiry", True), ("release", False)])
+def test_a_version_that_a_read_gave_out_is_not_lost(event: GrantEvent, fits: bool) -> None:
+    group = good_group()
+    gone = lose(group, 1)
+    group.do(0, "write", text="meanwhile")
+    group.replicas.insert(1, gone)
+    read = group.begin(1, "read")
+    group._lock_line(event, read)
+    group.held[NOTES].remove(read)
+    evidence = group.evidence(by_hand=True)
+    assert ("hash chain" not in wrong(evidence)) == fits
+    assert "hash chain" in wrong(without_grants(evidence)), "nothing tells that its lock was lost"
+
+
+def test_what_only_one_has_is_judged_by_its_own_journal() -> None:
+    evidence = lost_group().evidence(by_hand=True)
+    client = evidence.clients[1]
+    theirs = replace(client, files={**client.files, NOTES: evidence.clients[0].files[NOTES]})
+    said = wrong(change_client(evidence, 1, theirs))
+    assert list(said) == ["replay"]
+    assert said["replay"].startswith("client-1/files/notes.txt: differs from version 6 replayed")
+    said = wrong(change_client(evidence, 1, show_wrongly(client, 6)))
+    assert list(said) == ["snapshots"]
+    assert said["snapshots"].startswith("client-1/snapshots: notes.txt@6 differs from version 6 replayed")
+
+
+def test_a_lost_op_is_told_on_disk(tmp_path: Path) -> None:
+    run = write_run(lost_group(), tmp_path / "run", by_hand=True)
+    assert wrong_on_disk(run) == {}
+
+
 # 6. clocks
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from common.clock import Clock
 from common.records import EMPTY, Record
 from common.tokens import parse_token
+from scripts.verdict.branches import find_lost, first_alone, newest_journals
 from scripts.verdict.copies import own_host, owner_by_line, owners
-from scripts.verdict.evidence import Client, EventLine, Evidence, Flaw, Journal
+from scripts.verdict.evidence import Asked, Client, EventLine, Evidence, Flaw, Journal
 
 CHANGES = frozenset(("write", "update", "restore"))
 OPS = CHANGES | {"read"}
@@ -61,11 +62,12 @@ class Facts:
 
     `logs` are the ticks by client, `by_host` by the host that ticked, without copies. `former` are the hosts that have
     lines here, and with which no log goes on. `ops` are the ticks of ops that happened, `authors` has the first line of
-    each op's author. `newest` has, per file, the longest journal of a client that did not leave early, and whose it
-    is. `strayed` has, per client that left early and file, the first version that only it has: it died before the
-    others heard of it. `loose` has, per client, the numbers of the lines whose change a kill may have stopped. `undone`
-    are the ids of ops that were taken back everywhere, or that a kill stopped before they were durable anywhere;
-    `undone_hashes` are those of the versions they made.
+    each op's author. `newest` has, per file, the longest journal of a client that did not leave early and is not in
+    `lost`, and whose it is. `strayed` has, per client and file, the first version that only it has: it left early, and
+    died before the others heard of that; or it is in `lost`, too: its lock was lost, and the others went on without.
+    `loose` has, per client, the numbers of the lines whose change a kill may have stopped. `undone` are the ids of ops
+    that were taken back everywhere, or that a kill stopped before they were durable anywhere; `undone_hashes` are those
+    of the versions they made.
     """
 
     evidence: Evidence
@@ -77,6 +79,7 @@ class Facts:
     authors: dict[str, Tick]
     newest: dict[str, tuple[Client, Journal]]
     strayed: dict[tuple[str, str], int]
+    lost: set[tuple[str, str]]
     loose: dict[str, set[int]]
     undone: set[str]
     undone_hashes: set[str]
@@ -100,12 +103,16 @@ class Facts:
     def in_order(self, client: Client) -> bool:
         """Tell whether the client is known to have ended in good order."""
         asked = self.evidence.asked
-        return bool(asked and asked.finished and not asked.stopped and client.name not in asked.left)
+        return bool(asked and _is_in_order(asked) and client.name not in asked.left)
 
     def undisturbed(self, client: Client) -> bool:
         """Tell whether the client is known to have been spared from its start to its end, too."""
         asked = self.evidence.asked
         return bool(asked and not asked.faults and self.in_order(client))
+
+
+def _is_in_order(asked: Asked | None) -> bool:
+    return bool(asked and asked.finished and not asked.stopped)
 
 
 def place(client: Client, file: str, seq: int) -> str:
@@ -133,19 +140,21 @@ def gather(evidence: Evidence) -> Facts:
     left: tuple[str, ...] = evidence.asked.left if evidence.asked else ()
     if evidence.asked and evidence.asked.faults and not evidence.asked.finished:
         left = tuple([client.name for client in evidence.clients])  # broken off in the midst of faults
-    newest = _newest([client for client in evidence.clients if client.name not in left])
-    for file, longest in _newest(evidence.clients).items():
+    staying = [client for client in evidence.clients if client.name not in left]
+    lost = {} if _is_in_order(evidence.asked) else find_lost(evidence, staying)
+    newest = newest_journals(staying, lost)
+    for file, longest in newest_journals(evidence.clients).items():
         newest.setdefault(file, longest)
     strayed = {
         (client.name, file): seq
         for client in evidence.clients
         if client.name in left
         for file, journal in client.journals.items()
-        if (seq := _first_alone(journal, newest[file][1]))
-    }
+        if (seq := first_alone(journal, newest[file][1]))
+    } | lost
     lines_of = owners(evidence.clients)
     former = {host for host, client in lines_of.items() if host != own_host(client)}
-    facts = Facts(evidence, [], [], {}, former, [], {}, newest, strayed, {}, set(), set())
+    facts = Facts(evidence, [], [], {}, former, [], {}, newest, strayed, set(lost), {}, set(), set())
     for client in evidence.clients:
         facts.logs.append((client, list(_ticks(client, lines_of, facts))))
     counting = [tick for _, ticks in facts.logs for tick in ticks if not tick.is_copy]
@@ -160,29 +169,6 @@ def gather(evidence: Evidence) -> Facts:
                 if tick.id not in facts.undone:
                     facts.ops.append(tick)
     return facts
-
-
-def _newest(clients: Sequence[Client]) -> dict[str, tuple[Client, Journal]]:
-    newest: dict[str, tuple[Client, Journal]] = {}
-    for client in clients:
-        for file, journal in client.journals.items():
-            best = newest.get(file)
-            if best is None or _rank(journal) > _rank(best[1]):
-                newest[file] = (client, journal)
-    return newest
-
-
-def _rank(journal: Journal) -> tuple[int, int]:
-    """Of two journals the longer one counts; of two as long, the one with the newer token."""
-    return len(journal.records), journal.records[-1].token if journal.records else 0
-
-
-def _first_alone(journal: Journal, longest: Journal) -> int:
-    """Return the first version of `journal` that is not in `longest`, or 0."""
-    for seq, hash_ in enumerate(journal.hashes, 1):
-        if seq > len(longest.hashes) or longest.hashes[seq - 1] != hash_:
-            return seq
-    return 0
 
 
 def _ticks(client: Client, lines_of: Mapping[str, Client], facts: Facts) -> Iterator[Tick]:

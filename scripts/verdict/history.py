@@ -136,7 +136,13 @@ def replay(facts: Facts) -> str:
             size += length if journal is longest else 0
         for client in facts.evidence.clients:
             seq, newest = _own_seq(client, file), len(longest.records)
-            if alone := facts.strayed.get((client.name, file)):
+            if (client.name, file) in facts.lost:
+                shared = facts.strayed[client.name, file] - 1
+                ops = counted(seq - shared, "op")
+                which = "it" if seq - shared == 1 else "them"
+                what = f"{file}@{shared} of {newest}, with {ops} that nobody else has: undoes {which} when it is back"
+                behind[client.name].append(what)
+            elif alone := facts.strayed.get((client.name, file)):
                 behind[client.name].append(f"{file}@{alone} is unknown to the others")
             elif seq != newest:
                 if facts.in_order(client):
