@@ -151,7 +151,7 @@ class Holder:
         elif grant.clean != state.head.version:
             self._fail(op, f"this replica is at {state.head.version}, the group at {grant.clean}; try again")
         elif op.submit is None:
-            self._release(op, changed=False)
+            self._release(op, shared.clock)
             self._forget(op)
         else:
             self._do(op)
@@ -315,7 +315,7 @@ class Holder:
         def then() -> None:
             shared.emit(ReadFile(number, op.file))
             op.stage = "releasing"
-            self._release(op, changed=False, confirm=True)
+            self._release(op, shared.clock, confirm=True)
 
         shared.flush(op.file, then, lambda reason: self._never_was(op, reason))
 
@@ -331,7 +331,7 @@ class Holder:
             if not _is_of(shared.history.record_at(op.file, version.seq), submit):
                 self._fail(op, f"{id_} is another op, and no first try of this one; look into the snapshots")
                 return
-            self._release(op, changed=False)
+            self._release(op, shared.clock)
             op.id, op.version = id_, version
             self._finish(op, "ok", "")
             return
@@ -436,16 +436,16 @@ class Holder:
         if op.stage == "settling":
             op.stage = "holding"
             if op.submit is None:
-                self._release(op, changed=False)
+                self._release(op, self._shared.clock)
                 self._forget(op)
             else:
                 self._do(op)
         elif op.stage == "pushed":
-            self._release(op, changed=True)
+            self._release(op, self._shared.clock, changed=True)
             self._finish(op, "ok", "")
 
-    def _release(self, op: Op, changed: bool, confirm: bool = False, happened: bool = True) -> None:
-        """Give the lock back, with our clock for the next holders; an op that did not happen leaves them none."""
+    def _release(self, op: Op, clock: Clock, changed: bool = False, confirm: bool = False) -> None:
+        """Give the lock back, with a clock for the next holders."""
         shared = self._shared
         assert op.version is not None
         request = 0
@@ -459,7 +459,7 @@ class Holder:
             op.file,
             op.token,
             op.version,
-            shared.clock if happened else {},
+            clock,
             changed,
             tuple(sorted(op.acked)),
             confirm,
@@ -478,10 +478,12 @@ class Holder:
     def _fail(self, op: Op, reason: str, release: bool = True) -> None:
         """End an op that cannot go on; give its lock back where it has one and may."""
         if release and op.token:
+            shared, pushed = self._shared, op.stage == "pushed"
             if op.stage == "settling":
                 op.acked = set()
-            pushed = op.stage == "pushed"
-            self._release(op, changed=pushed, happened=pushed)
+            # An op that did not happen leaves the clock of what it has settled, or none.
+            settled = shared.state(op.file).head.clock if op.acked else {}
+            self._release(op, shared.clock if pushed else settled, changed=pushed)
         retry = op.submit.retry if op.submit and not op.looked else ()
         if retry:
             op.id = retry[-1]  # of which nothing more is known than before

@@ -171,11 +171,12 @@ class Behind:
                 self.waiting += 1
         for line in self._lines:
             if line.event == "grant":
-                in_force[line.token] = line
+                in_force[line.token] = (base, line)
             else:
                 in_force.pop(line.token, None)
-        self.holds = list(in_force.values())
-        self._open = dict.fromkeys(in_force, base)
+        self.holds = [line for _, line in in_force.values()]
+        # Where they are: the next start may have to find them again.
+        self._open = {token: start for token, (start, _) in in_force.items()}
         if self._lines:
             self.notes.append(f"lines of grants.log that were left pending, and are written now: {len(self._lines)}")
         if self.waiting:
@@ -189,20 +190,20 @@ class Behind:
         start = max(0, size - 65536)
         return start + os.pread(self._grants, size - start, start).rfind(b"\n") + 1
 
-    def _in_force(self, start: int, end: int) -> dict[int, GrantLine]:
-        """Return the grants between these places of grants.log that none of its lines there ends."""
-        found: dict[int, GrantLine] = {}
+    def _in_force(self, start: int, end: int) -> dict[int, tuple[int, GrantLine]]:
+        """Return the grants between these places of grants.log that none of its lines there ends, and their places."""
+        found: dict[int, tuple[int, GrantLine]] = {}
         with open(self._grants, "rb", closefd=False) as log:
             log.seek(start)
             while start < end:
                 line = log.readline()
-                start += len(line)
                 with contextlib.suppress(ValueError):
                     parsed = parse_grant(line.decode().rstrip("\n"))
                     if parsed.event == "grant":
-                        found[parsed.token] = parsed
+                        found[parsed.token] = (start, parsed)
                     else:
                         found.pop(parsed.token, None)
+                start += len(line)
         return found
 
     def _left(self, base: int) -> list[bytes]:

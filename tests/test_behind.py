@@ -65,8 +65,9 @@ def test_what_is_pending_outlives_a_kill(tmp_path: Path) -> None:
     assert again.holds == [line(2)]
     assert again.left == {"notes.txt": LEFT}
     assert again.notes == ["lines of grants.log that were left pending, and are written now: 3"]
-    once_more = left(tmp_path)
-    assert (log(tmp_path), once_more.notes, once_more.holds) == (text(*lines), [], [line(2)])
+    for _ in range(3):  # a start that comes to nothing must leave to the next one what it found
+        once_more = left(tmp_path)
+        assert (log(tmp_path), once_more.notes, once_more.holds) == (text(*lines), [], [line(2)])
 
 
 def test_a_kill_between_the_log_and_its_mark_writes_nothing_twice(tmp_path: Path) -> None:

@@ -632,6 +632,17 @@ def test_an_unclean_file_is_settled_before_anything_else() -> None:
     assert set(seat.one(Release).acked) == {replica_id(name) for name in "abc"}
 
 
+def test_an_op_that_fails_after_settling_leaves_the_clock_of_what_it_settled() -> None:
+    seat, versions = with_history("one\n")
+    seat.submit("restore", of=9)
+    seat.grant(2, "b", clean=None, clock={"c": 7})
+    seat.answer("b", Ack(FILE, token(2), 1))
+    assert seat.one(Finished).outcome == "failed"
+    release = seat.one(Release)
+    assert (release.version, release.clock, release.changed) == (versions[1], {"b": 1}, False)
+    assert set(release.acked) == {replica_id("a"), replica_id("b")}
+
+
 def test_a_write_to_an_unclean_file_waits_for_acks_twice(seat: Seat) -> None:
     seat.submit("write", "one")
     seat.grant(1, "b", clean=None)

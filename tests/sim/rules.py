@@ -39,7 +39,7 @@ def settle_without_waiting(holder: Holder, op: Op) -> None:
     if op.submit is not None:
         holder._do(op)
     else:
-        holder._release(op, changed=False)
+        holder._release(op, holder._shared.clock)
         holder._forget(op)
 
 
