@@ -161,7 +161,11 @@ class Holder:
         op = self._by_request.get(message.request)
         if op is None:
             return False
-        self._fail(op, message.reason, release=False)
+        trouble = self._shared.troubles.get(op.file)
+        reason = (
+            f"{message.reason} (the last change of {op.file} here failed: {trouble})" if trouble else message.reason
+        )
+        self._fail(op, reason, release=False)
         return True
 
     def acked(self, replica: str, file: str, token: int, seq: int) -> None:

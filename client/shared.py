@@ -43,7 +43,7 @@ class Shared:
     """State that more than one part reads. `files` changes only when a Persist has come back.
 
     `reads` are our clocks at the last read of each file: lockd may lose what readers left. `lease_ns` is when the
-    session ends if nothing renews it, by our clock.
+    session ends if nothing renews it, by our clock. `troubles` is why each file's last change failed, if it did.
     """
 
     identity: Identity
@@ -55,6 +55,7 @@ class Shared:
     hosts: dict[str, str] = field(default_factory=dict)
     clock_before: Clock = field(default_factory=dict)
     reads: dict[str, Clock] = field(default_factory=dict)
+    troubles: dict[str, str] = field(default_factory=dict)
     session: int = 0
     lease_ns: int = 0
     now_ns: int = 0
@@ -189,10 +190,12 @@ class Shared:
         file, after, then, _ = self._pending.pop(ticket)
         if after is not None:
             self.files[file] = after
+            self.troubles.pop(file, None)
         then()
 
     def persist_failed(self, ticket: int, reason: str) -> None:
         """Take in that a Persist or Flush did not happen; the ticks before it are of nothing then, and taken back."""
-        _, _, _, failed = self._pending.pop(ticket)
+        file, _, _, failed = self._pending.pop(ticket)
         self.clock = self.clock_before
+        self.troubles[file] = reason
         failed(reason)

@@ -1005,9 +1005,15 @@ def test_a_push_that_the_disk_refuses_is_not_acked(seat: Seat) -> None:
     records, _ = history("one\n")
     seat.push(1, EMPTY, records)
     assert not seat.all(Ack) and seat.head == EMPTY
-    seat.journal.failing = ""
-    seat.push(1, EMPTY, records)
-    assert seat.one(Ack).seq == 1
+    for trouble in (f" (the last change of {FILE} here failed: the disk is full)", ""):
+        seat.submit("read")
+        request = seat.one(Acquire).request
+        seat.lockd(Refused(EPOCH, request, "no grant in time: this replica is still catching up"))
+        assert seat.one(Finished).reason == "no grant in time: this replica is still catching up" + trouble
+        seat.journal.failing = ""
+        seat.forget()
+        seat.push(1, EMPTY, records)
+        assert seat.one(Ack).seq == 1
 
 
 def test_pushes_are_served_without_a_session(seat: Seat) -> None:
