@@ -42,7 +42,7 @@ from client.holder import Holder
 from client.loose import loose
 from client.replica import Follower
 from client.shared import Identity, Shared
-from common.clock import Clock
+from common.clock import Clock, merge
 from common.eventlog import Event as LogLine
 from common.eventlog import format_pairs
 from common.messages import (
@@ -103,9 +103,10 @@ class Client:
         last_time_us: int,
         newest: Iterable[LogLine] = (),
     ) -> None:
-        """Start from what the data directory holds: files' states, and the last lines of the event log, newest first.
+        """Start from what the data directory holds: files' states, and the event log's last lines, newest first.
 
-        A crash may have come between a line and its change of the journal: then a line behind it says so.
+        `clock` and `last_time_us` are those of the last line. A crash may have come between a line and its change of
+        the journal: then a line behind it says so.
         """
         self._loose = list(loose(newest, history))
         self._shared = Shared(identity, history, dict(files), clock, last_time_us)
@@ -298,6 +299,9 @@ class Client:
             shared.emit(Note(f"this directory is a copy, or an old one; its replica is {message.replica} now"))
             identity.replica = message.replica
         shared.remember()
+        for state in shared.files.values():
+            # All of it stands in the log; but that can have lost its end, and then it is another host's that goes on.
+            shared.clock = merge(shared.clock, state.head.clock)
         shared.session = message.session
         self._session = "joined"
         if self._loose:
@@ -418,6 +422,7 @@ class Client:
             shared = self._shared
             shared.lease_ns = max(shared.lease_ns, sent_ns + self._ttl_ns)
             self._synchronize(sent_ns, message.time_us)
+            self._holder.lease_renewed()
 
     def _from_replica(self, route: bytes, message: Push | Fetch) -> None:
         source = route[:16].decode("ascii", "replace")

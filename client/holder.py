@@ -196,7 +196,10 @@ class Holder:
             return
         if message.current:
             self._shared.reads[op.file] = op.clock
-            self._finish(op, "ok", "")
+            if op.file in self._shared.files:
+                self._finish(op, "ok", "")
+            else:
+                self._create(op)
         else:
             self._finish(op, "failed", "its lock was lost before the read ended; try again")
 
@@ -215,6 +218,12 @@ class Holder:
         op.in_sync, op.unanswered = frozenset(message.in_sync), None
         op.asked_to_drop = frozenset()
         self._go_on(op)
+
+    def lease_renewed(self) -> None:
+        """Go on with every op whose last ack came behind the end of the lease, as it stood then."""
+        for op in list(self._ops):
+            if op.stage in ("settling", "pushed"):
+                self._go_on(op)
 
     def members_changed(self) -> None:
         """Drop, at lockd, whoever has left and still owes an ack."""
@@ -282,27 +291,24 @@ class Holder:
             return
         match op.submit.verb:
             case "read":
-                if op.file in self._shared.files:
-                    self._read(op)
-                else:
-                    self._create(op)
+                self._read(op)
             case "write" | "update" | "restore":
                 self._change(op)
             case _:
                 assert_never(op.submit.verb)
 
     def _create(self, op: Op) -> None:
-        """Make the file that a read is the first op of; it stays at version 0."""
+        """Make the file that a read is the first op of; it stays at version 0.
+
+        Not before lockd knows of the read: a name that only a failed op has used may become a folder.
+        """
+
+        def failed(reason: str) -> None:
+            self._shared.emit(Note(f"{op.file} was not made: {shorten(reason)}"))
+            self._finish(op, "ok", "")
+
         op.stage = "persisting"
-        self._shared.persist(
-            op.file,
-            0,
-            (),
-            (),
-            (op.token, 0),
-            lambda: self._read(op),
-            lambda reason: self._fail(op, reason),
-        )
+        self._shared.persist(op.file, 0, (), (), (op.token, 0), lambda: self._finish(op, "ok", ""), failed)
 
     def _read(self, op: Op) -> None:
         shared = self._shared

@@ -48,7 +48,6 @@ from client.orders import OrderDesk
 from client.reach import reach
 from client.shared import Identity
 from client.storage_errors import FatalStorageError, StorageError
-from common.clock import merge
 from common.diagnostics import Diagnostics, Strangers
 from common.errors import EXIT_CRASHED, CommandError, refused
 from common.eventlog import format_event
@@ -163,10 +162,7 @@ class Node:
         assert isinstance(endpoint, bytes)
         identity.endpoint = self.endpoint = endpoint.rstrip(b"\0").decode()
         states, end = self._states, self._events.end
-        clock = end.clock
-        for state in states.values():
-            clock = merge(clock, state.head.clock)
-        self._core = Client(identity, self._journal, states, clock, end.time_us, self._events.newest())
+        self._core = Client(identity, self._journal, states, end.clock, end.time_us, self._events.newest())
         self._poller = zmq.Poller()
         # First, so that the core knows of a new connection before it sees a message that came along it.
         self._poller.register(self._link, zmq.POLLIN)
@@ -206,7 +202,10 @@ class Node:
         self._feed(Timer())
         while not self._joined and not given_up():
             if self.now_ns() > deadline:
-                raise refused(f"lockd at {self.lockd} does not answer; is it running? start it, or set --lockd")
+                raise refused(
+                    f"lockd at {self.lockd} does not answer: it stands still, it waits for other replicas (--rebuild), "
+                    "or it is something else; look into its lockd.log, or set --lockd"
+                )
             self.step(deadline)
 
     def listen(self) -> None:

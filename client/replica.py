@@ -349,8 +349,13 @@ class Follower:
             shared.tell_lockd(Report(shared.identity.epoch, shared.session, file, head.version, head.follows))
 
     def _failed(self, file: str) -> Callable[[str], None]:
-        """Return what notes that a change of a file could not be taken in."""
-        return lambda reason: self._shared.emit(Note(f"nothing of {file} was taken in: {shorten(reason)}"))
+        """Return what notes that a change of a file could not be taken in, unless that was so the last time."""
+
+        def failed(reason: str) -> None:
+            if self._shared.troubles.get(file) != reason:
+                self._shared.emit(Note(f"nothing of {file} was taken in: {shorten(reason)}"))
+
+        return failed
 
 
 def _chain(previous: Version, records: tuple[Record, ...]) -> tuple[Version, ...]:

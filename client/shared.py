@@ -197,5 +197,5 @@ class Shared:
         """Take in that a Persist or Flush did not happen; the ticks before it are of nothing then, and taken back."""
         file, _, _, failed = self._pending.pop(ticket)
         self.clock = self.clock_before
-        self.troubles[file] = reason
         failed(reason)
+        self.troubles[file] = reason

@@ -54,7 +54,7 @@ class Behind:
         self.waiting = 0
         self._path = directory / "grants.log"
         self._grants = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._boot = zlib.crc32(Path("/proc/sys/kernel/random/boot_id").read_bytes())
+        self._boot = _boot()
         self._pending = _map(directory / "pending")
         self._database = self._open_clocks(directory / "clocks")
         self._lines: list[GrantLine] = []
@@ -159,7 +159,7 @@ class Behind:
         self._base = base
         in_force = self._in_force(oldest, base)
         if known:
-            for data in self._left(base):
+            for data in _entries(self._pending, base):
                 try:
                     if data[:1] == _LINE:
                         self._lines.append(_decode_line(data[1:]))
@@ -206,18 +206,6 @@ class Behind:
                 start += len(line)
         return found
 
-    def _left(self, base: int) -> list[bytes]:
-        """Return the entries that count."""
-        found, start = [], _HEADER.size
-        while start + _ENTRY.size < _SIZE:
-            its_base, length = _ENTRY.unpack_from(self._pending, start)
-            if its_base != base + 1 or start + _ENTRY.size + length > _SIZE:
-                break
-            end = start + _ENTRY.size + length
-            found.append(self._pending[start + _ENTRY.size : end])
-            start = end + -end % 8
-        return found
-
     # What holders left
 
     def _open_clocks(self, path: Path) -> sqlite3.Connection:
@@ -253,6 +241,44 @@ class Behind:
                 [(left.lock, pack(left)) for left in self._dirty.values()],
             )
             self._database.execute("COMMIT")
+
+
+def grants_with_pending(directory: Path) -> bytes:
+    """Return grants.log with what a kill left pending, as the next start will write it. Raises OSError."""
+    data = (directory / "grants.log").read_bytes()
+    try:
+        pending = (directory / "pending").read_bytes()
+    except FileNotFoundError:
+        return data
+    if len(pending) != _SIZE:
+        return data
+    version, boot, base, _ = _HEADER.unpack_from(pending)
+    if (version, boot) != (_VERSION, _boot()) or base > len(data):
+        return data
+    data = data[:base]
+    with contextlib.suppress(DecodeError, ValueError, TypeError):
+        for entry in _entries(pending, base):
+            if entry[:1] == _LINE:
+                data += format_grant(_decode_line(entry[1:])).encode() + b"\n"
+    return data
+
+
+def _boot() -> int:
+    """Return what tells this boot of the machine from others: what was in memory outlives no other."""
+    return zlib.crc32(Path("/proc/sys/kernel/random/boot_id").read_bytes())
+
+
+def _entries(pending: mmap.mmap | bytes, base: int) -> list[bytes]:
+    """Return the entries that count."""
+    found, start = [], _HEADER.size
+    while start + _ENTRY.size < _SIZE:
+        its_base, length = _ENTRY.unpack_from(pending, start)
+        if its_base != base + 1 or start + _ENTRY.size + length > _SIZE:
+            break
+        end = start + _ENTRY.size + length
+        found.append(pending[start + _ENTRY.size : end])
+        start = end + -end % 8
+    return found
 
 
 def _map(path: Path) -> mmap.mmap:

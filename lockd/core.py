@@ -44,7 +44,7 @@ from common.messages import (
     Welcome,
 )
 from lockd.effects import Change, Durable, Effect, Note, ReplicaSeen, SessionEnded, SessionOpened
-from lockd.identities import Identities, taken
+from lockd.identities import Identities, new_host, taken
 from lockd.locks import FileState, Lock
 from lockd.members import Members
 from lockd.queues import Queues
@@ -212,20 +212,21 @@ class Lockd:
                 # Nobody knows when the stall began: each has the time to send one more ping.
                 session.deadline_ns = max(session.deadline_ns + stall_ns, now_ns + shared.ttl_ns // 2)
         while shared.timers and shared.timers[0][0] <= now_ns:
-            set_ns, session_id, request = heapq.heappop(shared.timers)
+            set_ns, session_id, request, name = heapq.heappop(shared.timers)
+            if name:
+                if (lock := shared.locks.get(name)) is not None:
+                    self._queues.advance(lock, now_ns)
+                continue
             if session_id == 0:
                 if stall_ns:
-                    heapq.heappush(shared.timers, (now_ns + shared.ttl_ns // 2, 0, 0))
+                    heapq.heappush(shared.timers, (now_ns + shared.ttl_ns // 2, 0, 0, ""))
                     continue
                 self._restart.arrived(now_ns, set(shared.expected))
                 continue
             due = shared.sessions.get(session_id)
             if due is None:
                 continue
-            if request < 0:
-                if (name := due.waits.get(-request)) is not None:
-                    self._queues.advance(shared.locks[name], now_ns)
-            elif request:
+            if request:
                 self._queues.wait_over(due, request, now_ns)
             elif set_ns == due.timer_ns:
                 due.timer_ns = float("inf")
@@ -250,7 +251,7 @@ class Lockd:
         """Have the timer ring for a session's lease at `at_ns`, or earlier."""
         if at_ns < session.timer_ns:
             session.timer_ns = at_ns
-            heapq.heappush(self._shared.timers, (at_ns, session.id, 0))
+            heapq.heappush(self._shared.timers, (at_ns, session.id, 0, ""))
 
     def _hello(self, route: bytes, hello: Hello, now_ns: int, is_copy: bool = False) -> None:
         """Open a session; `is_copy` where the replica's own process is known to be alive."""
@@ -296,10 +297,11 @@ class Lockd:
                     Note(f"{hello.name} runs on a copied directory, or on an old one; its replica is {replica_id} now")
                 )
             reads = self._identities.reads_of(replica)
-            before = host = known.host if known else self._identities.new_host(hello.name)
-            if replica.count < self._identities.count_of(host):
+            hosts = {seen.host for seen in shared.replicas.values()}
+            before = host = known.host if known else new_host(hello.name, hosts)
+            if self._identities.has_lost_events(replica, host):
                 # Others know more of its events than it does: these must not be counted twice.
-                host = self._identities.new_host(hello.name)
+                host = new_host(hello.name, hosts | {before})
                 shared.emit(Note(f"{before} has lost its newest events; it counts anew, as {host}"))
             seen = ReplicaSeen(replica_id, hello.name, host, replica.start_count, hello.incarnation)
             for each in (seen, taken(before)) if host != before else (seen,):
@@ -413,7 +415,7 @@ class Lockd:
             hold = lock.holds.pop(token)
             shared.log("expiry", lock, hold, now_ns)
             if lock.file and hold.mode == "exclusive":
-                lock.file.clean, lock.file.astray = None, True
+                lock.file.clean, lock.file.astray, lock.file.settle_ns = None, True, 0
         del shared.sessions[session.id]
         if shared.by_route.get(session.route) is session:
             del shared.by_route[session.route]
@@ -427,7 +429,6 @@ class Lockd:
             for lock in shared.locks.values():
                 if lock.file:
                     lock.file.reports.pop(session.member.replica, None)
-                    lock.file.settle_asked = False
                     touched[lock.name] = lock
             self._members.tell_view(None)
         shared.send(session.route, Ended(shared.epoch, session.id, why))

@@ -1,7 +1,7 @@
 """lockd's core: who says hello: a known replica, a new one or a copy; under which host; and what speaks against it."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from common.clock import Clock
 from common.limits import SESSIONS_MAX
@@ -99,20 +99,20 @@ class Identities:
                     return f"lockd does not know its file {file}; start lockd on its newest data directory"
         return None
 
-    def new_host(self, name: str) -> str:
-        """Return a component in vector clocks that no replica has had."""
-        shared = self._shared
-        taken = {seen.host for seen in shared.replicas.values()}
-        number = 1 + sum(host.partition("#")[0] == name for host in taken)
-        while (host := name if number == 1 else f"{name}#{number}") in taken:
-            number += 1
-        return host
+    def has_lost_events(self, replica: ReplicaHello, host: str) -> bool:
+        """Tell whether the locks, or its own journals, know of more of a host's events than the replica."""
+        locks = self._shared.locks.values()
+        clocks = [clock for lock in locks for clock in (lock.writers_clock, lock.readers_clock)]
+        clocks += [head.clock for head in replica.heads.values()]
+        return any(clock.get(host, 0) > replica.count for clock in clocks)
 
-    def count_of(self, host: str) -> int:
-        """Return how many of a host's events the locks know of."""
-        shared = self._shared
-        clocks = [clock for lock in shared.locks.values() for clock in (lock.writers_clock, lock.readers_clock)]
-        return max([clock.get(host, 0) for clock in clocks], default=0)
+
+def new_host(name: str, taken: Collection[str]) -> str:
+    """Return a component in vector clocks that is not among those that replicas have had."""
+    number = 1 + sum(host.partition("#")[0] == name for host in taken)
+    while (host := name if number == 1 else f"{name}#{number}") in taken:
+        number += 1
+    return host
 
 
 def taken(host: str) -> ReplicaSeen:

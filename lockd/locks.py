@@ -41,18 +41,20 @@ class FileState(Struct):
     token that left it so. `reports` are the learners' newest (version, followed token). `heads` are what its
     in-sync replicas had as they came, where they are not known to be equal; `astray` tells that they are not.
     `acked` is the newest version that the whole set is known to have taken in, under `acked_token`: who has less is
-    not the replica that it says it is, but an older copy.
+    not the replica that it says it is, but an older copy. `settler` was asked last to settle it, and nobody is again
+    before `settle_ns`.
     """
 
     in_sync: tuple[str, ...]
     clean: Version | None = None
     clean_token: int = 0
     reports: dict[str, tuple[Version, int]] = {}
-    settle_asked: bool = False
     heads: dict[str, Version] = {}
     astray: bool = False
     acked: Version = EMPTY
     acked_token: int = 0
+    settle_ns: int = 0
+    settler: str = ""
 
 
 class Lock(Struct):

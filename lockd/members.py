@@ -36,7 +36,6 @@ class Members:
                 if file.clean is None:
                     file.heads[replica] = head.version if head else EMPTY
                     file.astray = file.astray or len({version.hash for version in file.heads.values()}) > 1
-                    file.settle_asked = False
                 for learner in file.reports:
                     shared.send(shared.by_replica[learner].route, self._queues.learn(lock, file, learner))
                 self._queues.advance(lock, now_ns)
@@ -54,7 +53,6 @@ class Members:
         if replica in lock.file.in_sync:
             shared.send(session.route, Admitted(shared.epoch, message.file))
         else:
-            lock.file.settle_asked = False  # whom we have asked may never have heard of it
             self._consider(lock, lock.file, replica, message.version, message.follows, now_ns)
 
     def _consider(

@@ -64,7 +64,7 @@ class Queues:
             if deadline_ns <= now_ns:
                 self.wait_over(session, request, now_ns)
             else:
-                heapq.heappush(shared.timers, (deadline_ns, session.id, request))
+                heapq.heappush(shared.timers, (deadline_ns, session.id, request, ""))
 
     def dequeue(self, session: Session, request: int) -> Lock:
         """Take a waiter out of its queue; return the lock."""
@@ -127,7 +127,7 @@ class Queues:
                 if shared.locks.pop(lock.name, None) is not None:
                     shared.persist(InSyncChanged(lock.name, ()))
             else:
-                self._ask_to_settle(lock, file)
+                self._ask_to_settle(lock, file, now_ns)
 
     def _wait_for_learner(self, lock: Lock, file: FileState, now_ns: int) -> bool:
         """Tell whether to hold back for a learner that stands first, so that it can catch up; once for each waiter.
@@ -145,7 +145,7 @@ class Queues:
             learn = self.learn(lock, file, member.replica)
             if waiter.patience_ns is None and learn.sources:
                 waiter.patience_ns = now_ns + shared.ttl_ns // 3
-                heapq.heappush(shared.timers, (waiter.patience_ns, waiter.session, -waiter.request))
+                heapq.heappush(shared.timers, (waiter.patience_ns, 0, 0, lock.name))
                 shared.send(session.route, learn)
             if waiter.patience_ns is not None and now_ns < waiter.patience_ns:
                 return True
@@ -177,7 +177,6 @@ class Queues:
         if lock.file:
             clean, in_sync = lock.file.clean, lock.file.in_sync
             learners = tuple([replica for replica in shared.by_replica if replica not in in_sync])
-            lock.file.settle_asked = False
         newest = shared.last_session
         lock.holds[token] = Hold(session.id, waiter.request, token, mode, waiter.mode, clean, now_ns, newest)
         session.holds[token] = lock.name
@@ -323,20 +322,24 @@ class Queues:
         ]
         self.admit(lock, equal)
 
-    def _ask_to_settle(self, lock: Lock, file: FileState) -> None:
-        """Somebody learns an unclean file, or its members differ, and nobody wants it: have a live member settle it."""
+    def _ask_to_settle(self, lock: Lock, file: FileState, now_ns: int) -> None:
+        """Somebody learns an unclean file, or its members differ, and nobody wants it: have a live member settle it.
+
+        The next in turn, if that comes to nothing: who was asked may not have heard it, or have no room on its disk.
+        """
         shared = self._shared
         if file.clean is not None:
             file.astray = False
             file.heads.clear()
             return
-        if file.settle_asked or not (file.reports or file.astray) or self.first(lock) is not None:
+        if now_ns < file.settle_ns or not (file.reports or file.astray) or self.first(lock) is not None:
             return
-        for replica in file.in_sync:
-            if replica in shared.by_replica:
-                file.settle_asked = True
-                shared.send(shared.by_replica[replica].route, Settle(shared.epoch, lock.name))
-                return
+        live = [r for r in file.in_sync if r in shared.by_replica and shared.by_replica[r].connected]
+        if live:
+            file.settler = live[(live.index(file.settler) + 1) % len(live) if file.settler in live else 0]
+            file.settle_ns = now_ns + shared.ttl_ns // 3
+            heapq.heappush(shared.timers, (file.settle_ns, 0, 0, lock.name))
+            shared.send(shared.by_replica[file.settler].route, Settle(shared.epoch, lock.name))
 
     def learn(self, lock: Lock, file: FileState, learner: str) -> Learn:
         """Return what tells a replica to learn a file, and from whom."""

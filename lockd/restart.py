@@ -8,7 +8,7 @@ import heapq
 from collections.abc import Iterable
 
 from common.grantlog import GrantLine
-from common.messages import Grant, Hello, Mode, Refused
+from common.messages import Grant, Hello, Mode, Refused, ReplicaHello
 from common.names import lock_name_problem
 from common.records import EMPTY
 from common.tokens import make_token, token_epoch
@@ -23,7 +23,7 @@ from lockd.effects import (
     ReplicaSeen,
     SessionEnded,
 )
-from lockd.identities import taken
+from lockd.identities import new_host, taken
 from lockd.locks import FileState, Hold, Lock
 from lockd.queues import Queues
 from lockd.shared import Session, Shared
@@ -53,7 +53,7 @@ class Restart:
         self._rebuild_ns = now_ns + shared.ttl_ns
         self._void([t for t, line in self._before.items() if line.lock in shared.locks or not shared.expected], now_ns)
         if shared.expected:
-            heapq.heappush(shared.timers, (now_ns + shared.ttl_ns, 0, 0))
+            heapq.heappush(shared.timers, (now_ns + shared.ttl_ns, 0, 0, ""))
             names = ", ".join(sorted(session.name for session in shared.expected.values()))
             shared.emit(Note(f"waiting, {shared.ttl_ns / 1e9:g} s at the most, for the sessions of {names}"))
 
@@ -152,18 +152,25 @@ class Restart:
         ]
         heads: dict[str, list[tuple[int, int, bytes, str]]] = {}
         hosts: set[str] = set()
+        replicas: list[tuple[ReplicaHello, Hello]] = []
         for _, other in survivors:
             assert other.replica is not None
             own = other.replica
-            replica = ReplicaSeen(own.replica, other.name, own.own_host, own.start_count, other.incarnation)
-            shared.replicas[own.replica] = replica
-            changes.append(replica)
-            hosts.update(own.hosts)
+            replicas.append((own, other))
+            hosts.update((own.own_host, *own.hosts))
             for file, head in own.heads.items():
                 hosts |= head.clock.keys()
                 version = head.version
                 heads.setdefault(file, []).append((head.follows, version.seq, version.hash, own.replica))
-        for host in sorted(hosts - {seen.host for seen in shared.replicas.values()}):
+        given: set[str] = set()
+        for own, other in sorted(replicas, key=lambda pair: -pair[0].count):
+            # An earlier rebuilding, without one of them, can have given out its host again: it stays with who used it.
+            host = new_host(other.name, hosts | given) if own.own_host in given else own.own_host
+            given.add(host)
+            replica = ReplicaSeen(own.replica, other.name, host, own.start_count, other.incarnation)
+            shared.replicas[own.replica] = replica
+            changes.append(replica)
+        for host in sorted(hosts - given):
             lost = taken(host)
             shared.replicas[lost.replica] = lost
             changes.append(lost)

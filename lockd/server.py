@@ -85,7 +85,7 @@ class Server:
             durable = self._state.begin()
         except FileExistsError:
             raise refused(f"{data} cannot be used (it is not a directory); choose another --data") from None
-        except StateError as error:
+        except (StateError, CommandError) as error:
             raise refused(str(error)) from None
         except OSError as error:
             raise refused(f"{data} cannot be used ({error.strerror}); choose another --data") from None

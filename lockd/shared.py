@@ -37,7 +37,9 @@ class Shared:
     """State that more than one part reads. `expected` are sessions of the last lockd that are not back yet.
 
     `epochs` has of each epoch its random id, and how often an in-sync set changed in it. `counter` is that of the
-    newest token, `waiters` counts those in queues.
+    newest token, `waiters` counts those in queues. `timers` is a heap of what is due at (nanoseconds, session, request,
+    lock): a request's wait is over, with request 0 a session's lease, with session 0 a lock goes on, and without a lock
+    nobody is expected any more.
     """
 
     group: str
@@ -55,7 +57,7 @@ class Shared:
     locks: dict[str, Lock] = field(default_factory=dict)
     counter: int = 0
     waiters: int = 0
-    timers: list[tuple[int, int, int]] = field(default_factory=list)
+    timers: list[tuple[int, int, int, str]] = field(default_factory=list)
     out: list[Effect] = field(default_factory=list)
 
     @property

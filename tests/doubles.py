@@ -94,7 +94,7 @@ class MemoryJournal:
 
     def content(self, file: str, seq: int) -> bytes:
         """Return the content of version `seq`."""
-        return self._files[file].contents[seq]
+        return self._files[file].contents[seq] if seq else b""
 
     def read(self, file: str) -> bytes:
         """Return the newest content."""

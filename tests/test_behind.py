@@ -11,7 +11,7 @@ from common.errors import CommandError
 from common.grantlog import GrantEvent, GrantLine, format_grant
 from common.records import EMPTY, Version
 from common.tokens import make_token
-from lockd.behind import Behind
+from lockd.behind import Behind, grants_with_pending
 from lockd.effects import KeepLeft
 
 LEFT = KeepLeft("notes.txt", {"a": 3}, {"b": 1}, Version(4, make_token(1, 2), b"h" * 16), make_token(1, 3))
@@ -60,6 +60,7 @@ def test_what_is_pending_outlives_a_kill(tmp_path: Path) -> None:
 
     killed(work)
     assert log(tmp_path) == ""
+    assert grants_with_pending(tmp_path).decode() == text(*lines)
     again = left(tmp_path)
     assert log(tmp_path) == text(*lines)
     assert again.holds == [line(2)]
@@ -96,7 +97,9 @@ def test_a_kill_in_the_midst_of_the_log_is_made_whole(tmp_path: Path) -> None:
             grants.write(text(line(2))[:20])
 
     killed(work)
+    assert grants_with_pending(tmp_path).decode() == text(line(1), line(2))
     left(tmp_path)
+    assert grants_with_pending(tmp_path).decode() == text(line(1), line(2))
     assert log(tmp_path) == text(line(1), line(2))
 
 

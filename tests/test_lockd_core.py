@@ -591,6 +591,15 @@ def test_a_host_that_has_lost_events_counts_anew_under_another_name(desk: Desk) 
         again.say(Goodbye)
 
 
+def test_a_host_whose_journal_has_more_events_than_its_log_counts_anew(desk: Desk) -> None:
+    a = desk.join("a")
+    a.say(Goodbye)
+    again = Guest(desk, "a", "7" * 16)
+    heads = {"f": Head(EMPTY, 0, {"a": 4})}
+    again.hello(replica=a.replica, start_count=2, count=3, heads=heads)
+    assert again.welcome().host == "a#2"
+
+
 def test_what_readers_left_comes_back_with_them() -> None:
     desk = restarted("a", "b")
     a, _ = desk.join("a", start_count=1), desk.join("b", start_count=1, count=7, reads={"f": {"a": 1, "b": 7}})
@@ -919,6 +928,26 @@ def test_a_replica_that_comes_back_with_the_newest_version_is_admitted_at_once(d
     again.hello(replica=b.replica, start_count=2, heads={"f": Head(FIRST, grant.token, {})})
     again.got(Admitted)
     assert not again.all(Learn)
+
+
+def test_who_cannot_settle_is_not_asked_again_before_the_others(desk: Desk) -> None:
+    a, b, h = desk.join("a"), desk.join("b"), desk.join("h")
+    h.granted("f")
+    desk.disconnect(a)
+    h.say(Goodbye)
+    assert (a.all(Settle), b.all(Settle)) == ([], [Settle(1, "f")])
+    a.say(Ping, 90)
+    b.release(b.granted("f"), EMPTY)  # nobody has acked: its disk is full
+    assert not [*a.all(Settle), *b.all(Settle)]
+    for guest in (a, b, a):
+        desk.pass_time(TTL_NS // 3)
+        assert guest.got(Settle).file == "f"
+        assert not [*a.all(Settle), *b.all(Settle)]
+        for each in (a, b):
+            each.say(Ping, 90)
+    a.release(a.granted("f"), EMPTY, (a, b, h))
+    desk.pass_time(TTL_NS // 2)
+    assert not [*a.all(Settle), *b.all(Settle)]
 
 
 def test_a_live_member_is_asked_to_settle_for_a_learner(desk: Desk) -> None:
@@ -1350,7 +1379,7 @@ def test_after_a_rebuild_no_host_is_given_twice() -> None:
     desk = Desk(Durable("f" * 16, 1, rebuild=1))
     survivor = Guest(desk, "s")
     head = Head(FIRST, make_token(1, 1), {"anna": 3, "anna#2": 1, "s": 2})
-    survivor.hello(heads={"f": head}, group=GROUP, epoch=1, own_host="anna#2", start_count=2)
+    survivor.hello(heads={"f": head}, group=GROUP, epoch=1, own_host="anna#2", start_count=2, count=1)
     assert survivor.welcome().host == "anna#2"
     anna = Guest(desk, "anna")
     anna.hello()
@@ -1358,3 +1387,11 @@ def test_after_a_rebuild_no_host_is_given_twice() -> None:
     b = Guest(desk, "s", "0" * 16)
     b.hello(replica=replica_id("other"))
     assert "in use by a live session" in b.got(Refused).reason
+
+
+def test_a_host_that_two_survivors_have_had_stays_with_who_did_more() -> None:
+    desk = Desk(Durable("f" * 16, 1, rebuild=2))
+    old, new = Guest(desk, "old"), Guest(desk, "ben")
+    old.hello(group=GROUP, epoch=1, own_host="ben", start_count=2, count=1, hosts=("ben", "old"))
+    new.hello(group=GROUP, epoch=1, own_host="ben", start_count=2, count=5)
+    assert (old.welcome().host, new.welcome().host) == ("old#2", "ben")

@@ -20,6 +20,7 @@ from common.grantlog import parse_grant
 from common.names import is_host
 from common.records import Record
 from common.wire import decode_record
+from lockd.behind import grants_with_pending
 from scripts.verdict.evidence import (
     Asked,
     Client,
@@ -198,21 +199,22 @@ def _parse_told(number: int, line: Any) -> Told:
 
 def _read_grants(directory: Path, flaws: list[Flaw]) -> Grants:
     name = f"{directory.resolve().name}/grants.log"
-    lines = _read_lines(directory / "grants.log", name, b"", parse_grant, flaws)
+    lines = _read_lines(lambda: grants_with_pending(directory), name, b"", parse_grant, flaws)
     return Grants(name, [LockLine(number, line, raw) for number, line, raw in lines])
 
 
 def _read_events(path: Path, name: str, flaws: list[Flaw]) -> list[EventLine]:
-    lines = _read_lines(path / "events.log", f"{name}/events.log", HEADER.encode(), parse_event, flaws)
+    log = path / "events.log"
+    lines = _read_lines(log.read_bytes, f"{name}/events.log", HEADER.encode(), parse_event, flaws)
     return [EventLine(number, event, raw) for number, event, raw in lines]
 
 
 def _read_lines(
-    path: Path, name: str, header: bytes, parse: Callable[[str], Parsed], flaws: list[Flaw]
+    read: Callable[[], bytes], name: str, header: bytes, parse: Callable[[str], Parsed], flaws: list[Flaw]
 ) -> list[tuple[int, Parsed, str]]:
     """Return each line that reads: its number, what it says, and itself."""
     try:
-        data = path.read_bytes()
+        data = read()
     except OSError as error:
         flaws.append(_unreadable("logs", name, error))
         return []

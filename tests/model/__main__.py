@@ -23,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--configs", type=Path, metavar="DIR", help="only write TLC's configurations into DIR")
     parser.add_argument("--traces", type=Path, metavar="DIR", help="write each counterexample into DIR")
     options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        parser.error("--jobs is at least 1")
     instances = QUICK if options.quick else FULL
     if options.configs:
         for name, text in _configs(instances):

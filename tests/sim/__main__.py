@@ -13,15 +13,18 @@ _PROGRESS_S = 5.0
 def main() -> int:
     """Run the command; return its exit code: 0 all passed, 1 one failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
-    parser.add_argument("--seeds", type=int, default=1000, metavar="N", help="how many seeds to run")
+    parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds to run: 1000, for the rules 5000")
     parser.add_argument("--first", type=int, default=0, metavar="S", help="the first of them")
     parser.add_argument("--seed", type=int, metavar="S", help="run this seed alone")
     parser.add_argument("--events", type=int, default=50, metavar="N", help="how many of a failed one's last to show")
     parser.add_argument("--calm", action="store_true", help="without faults")
     parser.add_argument("--rules", action="store_true", help="leave out each safety rule: how many seeds notice?")
     options = parser.parse_args()
+    if options.seeds is not None and (options.seeds < 1 or options.seed is not None):
+        parser.error("--seeds is at least 1, and not for one --seed alone")
     if options.rules:
-        return _leave_rules_out(options.seeds)
+        return _leave_rules_out(options.seeds or 5000)
+    options.seeds = options.seeds or 1000
     if options.seed is not None:
         options.first, options.seeds = options.seed, 1
     began = shown = time.process_time()
@@ -52,4 +55,7 @@ def _leave_rules_out(seeds: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -37,7 +37,6 @@ from client.effects import (
 )
 from client.journal import MetaValue, StorageError
 from client.shared import Identity
-from common.clock import merge
 from common.eventlog import format_event, parse_event
 from common.grantlog import format_grant
 from common.messages import FromLockd, FromReplica, Goodbye, Hello, Member, Push, ToLockd, ToReplica
@@ -338,8 +337,6 @@ class Directory:
         meta, states = self.journal.meta, self.journal.states()
         events = [parse_event(line) for line in self.lines]
         clock = events[-1].clock if events else {}
-        for state in states.values():
-            clock = merge(clock, state.head.clock)
         own = f"{self.host}:"
         ids = [event.values["id"] for event in events]
         identity = Identity(
