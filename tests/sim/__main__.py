@@ -13,7 +13,7 @@ _PROGRESS_S = 5.0
 def main() -> int:
     """Run the command; return its exit code: 0 all passed, 1 one failed."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description=__doc__)
-    parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds to run: 1000, for the rules 5000")
+    parser.add_argument("--seeds", type=int, metavar="N", help="how many seeds to run: 1000, for the rules 10000")
     parser.add_argument("--first", type=int, default=0, metavar="S", help="the first of them")
     parser.add_argument("--seed", type=int, metavar="S", help="run this seed alone")
     parser.add_argument("--events", type=int, default=50, metavar="N", help="how many of a failed one's last to show")
@@ -23,7 +23,7 @@ def main() -> int:
     if options.seeds is not None and (options.seeds < 1 or options.seed is not None):
         parser.error("--seeds is at least 1, and not for one --seed alone")
     if options.rules:
-        return _leave_rules_out(options.seeds or 5000)
+        return _leave_rules_out(options.seeds or 10000)
     options.seeds = options.seeds or 1000
     if options.seed is not None:
         options.first, options.seeds = options.seed, 1
