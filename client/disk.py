@@ -50,6 +50,9 @@ class Disk(Protocol):
     def unlink(self, path: Path | str, *, dir_fd: int | None = None) -> None:
         """Take a name away."""
 
+    def rmdir(self, path: Path | str) -> None:
+        """Take an empty directory away."""
+
     def replace(self, src: Path, dst: Path) -> None:
         """Give a file another name, in place of the file that had it."""
 

@@ -216,8 +216,8 @@ class PlainFiles:
             try:
                 try:
                     descriptor = self._disk.open(last, flags, dir_fd=directory)
-                except FileNotFoundError:
-                    if not create:
+                except (FileNotFoundError, IsADirectoryError) as error:
+                    if not create or (isinstance(error, IsADirectoryError) and not self._remove_empty(name)):
                         raise
                     descriptor = self._disk.open(last, flags | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory)
                     made = True
@@ -235,6 +235,18 @@ class PlainFiles:
             self._disk.close(descriptor)
             raise StorageError(f"cannot open files/{name}: it is not a plain file")
         return descriptor, made
+
+    def _remove_empty(self, name: str) -> bool:
+        """Take away directories that an op has made which came to nothing; tell whether nothing else was in them."""
+        path = self._root / name
+        try:
+            for inner in self._disk.listdir(path):
+                if not self._remove_empty(f"{name}/{inner}"):
+                    return False
+            self._disk.rmdir(path)
+        except OSError:
+            return False
+        return True
 
     def _directory(self, name: str, *, create: bool) -> int:
         """Return a descriptor of the directory that holds the file, each part opened from the one before."""

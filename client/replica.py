@@ -121,9 +121,9 @@ class Follower:
     def fetched(self, source: str, answer: Fetched) -> None:
         """Take in the answer to our fetch, like a push of the token that its source follows.
 
-        Of an answer in parts (`more`) that token is true of the whole alone. A part that only goes on at our head is
-        like a push of its last op's token: that holder had exactly this. Any other part waits for the rest, or it
-        would undo what the rest has as well.
+        Of an answer in parts (`more`) that token is true of the whole alone. A part is like a push of its last op's
+        token, for that holder had exactly this, and can be taken in as such if that is newer than what we follow, or
+        goes on at our head. Any other part waits for the rest, or it would undo what the rest has as well.
         """
         shared = self._shared
         fetching = self._fetching.get(answer.file)
@@ -149,12 +149,13 @@ class Follower:
             self._pay(answer.file, source)
             return
         if answer.more and records:
-            head = state.head
-            if keep < head.version.seq or records[-1].seq <= keep or records[-1].token < head.follows:
+            head, last = state.head, records[-1]
+            goes_on = keep == head.version.seq < last.seq and last.token == head.follows
+            if not (goes_on or last.token > head.follows):
                 self._beginnings[answer.file] = Beginning(source, previous, records, versions[-1])
                 self._fetch(answer.file, source)
                 return
-            token = records[-1].token
+            token = last.token
 
         def taken() -> None:
             if answer.more:
@@ -198,10 +199,13 @@ class Follower:
         shared.emit(Answer(route, Fetched(fetch.file, fetch.request, state.head.follows, base, records, more)))
 
     def learn(self, file: str, sources: tuple[str, ...]) -> None:
-        """Become, or stay, a learner of `file`, and fetch from the first source unless a fetch is under way."""
+        """Become, or stay, a learner of `file`, and fetch from a source unless a fetch is under way."""
         self.learning.add(file)
         if sources:
-            self._fetch(file, sources[0])
+            # Who was asked and has not answered may be out of reach: the next one in turn.
+            silent = self._fetching.get(file)
+            turn = sources.index(silent.source) + 1 if silent and silent.source in sources else 0
+            self._fetch(file, sources[turn % len(sources)])
 
     def admitted(self, file: str) -> None:
         """Take in that we are in the in-sync set of `file`."""

@@ -130,6 +130,8 @@ class Behind:
 
     def _begin(self, base: int) -> None:
         """Let what is pending count no more: it is in its places."""
+        if base == self._base:
+            self._pending[_HEADER.size :] = bytes(_SIZE - _HEADER.size)  # else it would count again
         oldest = next(iter(self._open.values()), base)
         self._pending[_BASE_AT + 8 : _HEADER.size] = _HEADER.pack(0, 0, 0, oldest)[_BASE_AT + 8 :]
         self._pending[_BASE_AT : _BASE_AT + 8] = _HEADER.pack(0, 0, base, 0)[_BASE_AT : _BASE_AT + 8]

@@ -279,7 +279,7 @@ class Lockd:
             if not is_copy and self._contest(route, replica.replica, hello):
                 return
             replica_id, known = self._identities.identify(replica, hello.incarnation, is_copy)
-        problem = self._identities.hello_problem(hello, shared.by_name.get(hello.name), known)
+        problem = self._identities.hello_problem(hello, known)
         if problem:
             shared.send(route, Refused(shared.epoch, hello.request, problem))
             return
@@ -315,7 +315,7 @@ class Lockd:
             self._end(other, "its connection began another session", now_ns)
         shared.sessions[number] = shared.by_route[route] = session
         shared.by_process[hello.name, hello.incarnation] = session
-        shared.by_name.setdefault(hello.name, session)
+        shared.by_name.setdefault(hello.name, {})[number] = session
         self._ring_at(session, session.deadline_ns)
         if member:
             shared.by_replica[member.replica] = session
@@ -419,7 +419,8 @@ class Lockd:
         del shared.sessions[session.id]
         if shared.by_route.get(session.route) is session:
             del shared.by_route[session.route]
-        if shared.by_name.get(session.name) is session:
+        del shared.by_name[session.name][session.id]
+        if not shared.by_name[session.name]:
             del shared.by_name[session.name]
         if shared.by_process.get((session.name, session.incarnation)) is session:
             del shared.by_process[session.name, session.incarnation]

@@ -10,7 +10,7 @@ from common.names import client_name_problem
 from common.records import EMPTY
 from common.tokens import format_token, make_token
 from lockd.effects import ReplicaSeen
-from lockd.shared import Session, Shared
+from lockd.shared import Shared
 
 
 class Identities:
@@ -55,7 +55,7 @@ class Identities:
             return {}
         return replica.reads
 
-    def hello_problem(self, hello: Hello, named: Session | None, known: ReplicaSeen | None) -> str | None:
+    def hello_problem(self, hello: Hello, known: ReplicaSeen | None) -> str | None:
         """Return what speaks against a hello, or None."""
         shared = self._shared
         if problem := client_name_problem(hello.name):
@@ -86,7 +86,8 @@ class Identities:
                 f"the epoch {epoch} that {hello.name} has seen is not lockd's epoch {epoch}: lockd was, or is, "
                 "on an old copy of its state; start it on its newest data directory"
             )
-        if named is not None and known is None and named.incarnation != hello.incarnation:
+        named = shared.by_name.get(hello.name, {}).values()
+        if known is None and any(session.incarnation != hello.incarnation for session in named):
             return f"the name {hello.name} is in use by a live session; choose another with --name"
         if len(shared.sessions) >= SESSIONS_MAX:
             return f"lockd serves at most {SESSIONS_MAX} sessions"

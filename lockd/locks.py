@@ -8,13 +8,12 @@ from common.records import EMPTY, Version
 
 
 class Waiter(Struct):
-    """A place in the queue. Times are lockd's nanoseconds; until `patience_ns` the others wait for this learner."""
+    """A place in the queue, since lockd's nanosecond `since_ns`."""
 
     session: int
     request: int
     mode: Mode
     since_ns: int
-    patience_ns: int | None = None
 
 
 class Hold(Struct):
@@ -42,7 +41,7 @@ class FileState(Struct):
     in-sync replicas had as they came, where they are not known to be equal; `astray` tells that they are not.
     `acked` is the newest version that the whole set is known to have taken in, under `acked_token`: who has less is
     not the replica that it says it is, but an older copy. `settler` was asked last to settle it, and nobody is again
-    before `settle_ns`.
+    before `settle_ns`. `patience` is until when the others wait for a learner, and from when on they do so again.
     """
 
     in_sync: tuple[str, ...]
@@ -55,6 +54,7 @@ class FileState(Struct):
     acked_token: int = 0
     settle_ns: int = 0
     settler: str = ""
+    patience: dict[str, tuple[int, int]] = {}
 
 
 class Lock(Struct):

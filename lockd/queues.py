@@ -130,9 +130,10 @@ class Queues:
                 self._ask_to_settle(lock, file, now_ns)
 
     def _wait_for_learner(self, lock: Lock, file: FileState, now_ns: int) -> bool:
-        """Tell whether to hold back for a learner that stands first, so that it can catch up; once for each waiter.
+        """Tell whether to hold back for a learner that stands first, so that it can catch up.
 
-        Without that, the next grant would always come before its report, and it would starve.
+        Without that, the next grant would always come before its report, and it would starve. One that does not catch
+        up takes a tenth of the time at the most.
         """
         shared = self._shared
         for waiter in lock.queue.values():
@@ -143,11 +144,13 @@ class Queues:
             if file.clean is None or member is None or member.replica in file.in_sync:
                 return False
             learn = self.learn(lock, file, member.replica)
-            if waiter.patience_ns is None and learn.sources:
-                waiter.patience_ns = now_ns + shared.ttl_ns // 3
-                heapq.heappush(shared.timers, (waiter.patience_ns, 0, 0, lock.name))
+            until_ns, again_ns = file.patience.get(member.replica, (0, 0))
+            if now_ns >= again_ns and learn.sources:
+                until_ns, again_ns = now_ns + shared.ttl_ns // 3, now_ns + 10 * shared.ttl_ns // 3
+                file.patience[member.replica] = until_ns, again_ns
+                heapq.heappush(shared.timers, (until_ns, 0, 0, lock.name))
                 shared.send(session.route, learn)
-            if waiter.patience_ns is not None and now_ns < waiter.patience_ns:
+            if now_ns < until_ns:
                 return True
         return False
 
@@ -308,6 +311,7 @@ class Queues:
         self.set_in_sync(lock, (*lock.file.in_sync, *replicas))
         for replica in replicas:
             lock.file.reports.pop(replica, None)
+            lock.file.patience.pop(replica, None)
             shared.send(shared.by_replica[replica].route, Admitted(shared.epoch, lock.name))
 
     def _admit_equals(self, lock: Lock, file: FileState) -> None:

@@ -11,7 +11,7 @@ from common.grantlog import GrantLine
 from common.messages import Grant, Hello, Mode, Refused, ReplicaHello
 from common.names import lock_name_problem
 from common.records import EMPTY
-from common.tokens import make_token, token_epoch
+from common.tokens import EPOCH_MAX, make_token, token_epoch
 from lockd.effects import (
     Change,
     Durable,
@@ -120,21 +120,23 @@ class Restart:
         problem = ""
         if replica is None or not replica.own_host or not hello.group:
             problem = "lockd has lost its state, and waits for the replicas to rebuild it from; try again later"
-        for _, other in self._survivors.values() if not problem else ():
-            other_epoch = other.epoch == hello.epoch and other.epoch_id != hello.epoch_id
-            if other.group != hello.group or other_epoch:
-                problem = "lockd is being rebuilt from replicas of another group"
+        elif max(hello.epoch, token_epoch(hello.highest_token)) >= EPOCH_MAX:
+            problem = f"its epoch is {EPOCH_MAX} or more; use an empty data directory"
+        group = [other for _, other in self._survivors.values() if other.group == hello.group]
+        if any(other.epoch == hello.epoch and other.epoch_id != hello.epoch_id for other in group):
+            problem = problem or "lockd is being rebuilt from replicas of another group"
         if problem or replica is None:
             shared.send(route, Refused(shared.epoch, hello.request, problem))
             return []
         if now_ns < self._rebuild_ns:
             return []  # a holder under the lost lockd's lease may change yet what this one has
         if replica.replica not in self._survivors:
-            shared.emit(Note(f"{replica.own_host} is here, {len(self._survivors) + 1} of {self._rebuild}"))
+            shared.emit(Note(f"{replica.own_host} is here, {len(group) + 1} of {self._rebuild}"))
         self._survivors[replica.replica] = route, hello
-        if len(self._survivors) < self._rebuild:
+        survivors = [survivor for survivor in self._survivors.values() if survivor[1].group == hello.group]
+        if len(survivors) < self._rebuild:
             return []
-        survivors, self._survivors, self._rebuild = list(self._survivors.values()), {}, 0
+        self._survivors, self._rebuild = {}, 0
         self._rebuild_from(survivors)
         return survivors
 

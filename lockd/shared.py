@@ -50,7 +50,7 @@ class Shared:
     last_session: int
     expected: dict[int, SessionOpened]
     sessions: dict[int, Session] = field(default_factory=dict)
-    by_name: dict[str, Session] = field(default_factory=dict)
+    by_name: dict[str, dict[int, Session]] = field(default_factory=dict)
     by_process: dict[tuple[str, str], Session] = field(default_factory=dict)
     by_route: dict[bytes, Session] = field(default_factory=dict)
     by_replica: dict[str, Session] = field(default_factory=dict)

@@ -262,6 +262,18 @@ class CrashingDisk:
             self.room += len(node.data)
         self._change(directory, {name: None})
 
+    def rmdir(self, path: Path | str) -> None:
+        """Take an empty directory away."""
+        self._ask("rmdir")
+        directory, name = self._directory(path, None)
+        node = self._find(path)
+        if not isinstance(node, Directory):
+            raise _error(errno.ENOTDIR)
+        if node.data:
+            raise _error(errno.ENOTEMPTY)
+        self._about_to(None)
+        self._change(directory, {name: None})
+
     def replace(self, src: Path, dst: Path) -> None:
         """Give a file another name, in place of the file that had it; on disk, too, both or neither."""
         self._ask("replace")

@@ -71,6 +71,24 @@ def test_what_is_pending_outlives_a_kill(tmp_path: Path) -> None:
         assert (log(tmp_path), once_more.notes, once_more.holds) == (text(*lines), [], [line(2)])
 
 
+def test_what_was_pending_without_lines_does_not_count_again(tmp_path: Path) -> None:
+    def leave(*counts: int) -> None:
+        behind = Behind(tmp_path)
+        for count in counts:
+            behind.keep(KeepLeft("notes.txt", {"a": count}, {}, EMPTY, 0))
+
+    def work() -> None:
+        leave(1, 2)
+        behind = Behind(tmp_path)
+        behind.flush()
+        behind.keep(KeepLeft("notes.txt", {"a": 3}, {}, EMPTY, 0))
+
+    killed(work)
+    assert left(tmp_path).left["notes.txt"].writers == {"a": 3}
+    killed(lambda: leave(4))
+    assert left(tmp_path).left["notes.txt"].writers == {"a": 4}
+
+
 def test_a_kill_between_the_log_and_its_mark_writes_nothing_twice(tmp_path: Path) -> None:
     def work() -> None:
         behind = Behind(tmp_path)

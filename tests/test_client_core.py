@@ -988,12 +988,13 @@ def test_a_learner_reports_what_it_takes_in_until_it_is_admitted(seat: Seat) -> 
 
 
 def test_a_fetch_that_is_not_answered_is_given_up_for_the_next(seat: Seat) -> None:
-    seat.lockd(Learn(EPOCH, FILE, (replica_id("b"),)))
-    seat.lockd(Learn(EPOCH, FILE, (replica_id("c"),)))
-    assert len(seat.all(Fetch)) == 1
-    seat.now_ns += S
-    seat.lockd(Learn(EPOCH, FILE, (replica_id("c"),)))
-    seat.one(Fetch)
+    for source in "bc":
+        seat.lockd(Learn(EPOCH, FILE, (replica_id(source), replica_id("b"))))
+    assert seat.to() == {replica_id("b")}
+    for source in "cbc":  # each of them in turn
+        seat.now_ns += S
+        seat.lockd(Learn(EPOCH, FILE, (replica_id("b"), replica_id("c"))))
+        assert seat.to() == {replica_id(source)}
     seat.lockd(View(EPOCH, (member("a"), member("b"))))
     seat.lockd(Learn(EPOCH, FILE, (replica_id("b"),)))
     seat.one(Fetch)
@@ -1234,6 +1235,23 @@ def test_the_beginning_of_a_late_answer_undoes_nothing() -> None:
     assert seat.head == longer[4]
     assert [verb for verb, _ in seat.lines()] == ["apply"]
     assert seat.core.head_of(FILE).head.follows == token(9)
+
+
+def test_a_part_newer_than_what_we_follow_undoes_at_once() -> None:
+    """Who has missed very many ops, and has one to undo, need not keep all of them in memory before."""
+    seat, versions = with_history("one\n", "mine\n")
+    records: list[Record] = []
+    longer = [versions[1]]
+    for counter, text in enumerate(("two\n", "three\n", "four\n"), 3):
+        records.append(write(longer[-1], counter, text, records[-1].length if records else 4))
+        longer.append(version_after(longer[-1], records[-1]))
+    seat.lockd(Learn(EPOCH, FILE, (replica_id("b"),)))
+    for part, verbs in enumerate((["undo", "apply"], ["apply"], ["apply"])):
+        more, fetch = part < 2, seat.one(Fetch)
+        seat.answer("b", Fetched(FILE, fetch.request, token(9), longer[part], tuple(records[part : part + 1]), more))
+        assert seat.head == longer[part + 1]
+        assert [verb for verb, _ in seat.lines()] == verbs
+        assert seat.core.head_of(FILE).head.follows == (token(3 + part) if more else token(9))
 
 
 def test_a_part_that_goes_on_at_the_head_follows_its_last_ops_token() -> None:

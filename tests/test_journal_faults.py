@@ -197,7 +197,12 @@ def test_a_directory_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
         Journal.open(tmp_path / "file" / "data", "disk")
 
 
-@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
+def a_folder(path: Path) -> None:
+    path.mkdir()
+    (path / "mine").touch()
+
+
+@pytest.mark.parametrize("make", [a_folder, os.mkfifo, lambda path: os.symlink("/etc/passwd", path)])
 def test_what_is_no_plain_file_is_refused(tmp_path: Path, journal: Journal, make: Callable[[Path], None]) -> None:
     make(tmp_path / "files" / FILE)
     with pytest.raises(StorageError, match=f"cannot open files/{FILE}"):
@@ -221,6 +226,17 @@ def test_a_file_in_the_way_of_a_directory_is_refused(tmp_path: Path, journal: Jo
     with pytest.raises(StorageError, match="not a directory"):
         journal.write(Story("a/b").write("one"))
     assert list(journal.states()) == ["a"]
+
+
+def test_an_empty_folder_gives_way_to_a_file(tmp_path: Path, journal: Journal) -> None:
+    (tmp_path / "files" / "a" / "b" / "c").mkdir(parents=True)
+    journal.write(Story("a").write("one"))
+    assert (tmp_path / "files" / "a").read_bytes() == b"one\n"
+    (tmp_path / "files" / "full" / "empty").mkdir(parents=True)
+    (tmp_path / "files" / "full" / "mine").write_bytes(b"mine\n")
+    with pytest.raises(StorageError, match="it is a directory"):
+        journal.write(Story("full").write("one"))
+    assert (tmp_path / "files" / "full" / "mine").read_bytes() == b"mine\n"
 
 
 def test_a_content_that_no_op_made_is_not_overwritten(tmp_path: Path, journal: Journal) -> None:

@@ -643,6 +643,23 @@ def test_a_known_replica_is_not_refused_for_its_name(desk: Desk) -> None:
     assert {member.host for member in other.got(View).members} == {"a", "a#2"}
 
 
+def test_a_name_is_in_use_while_any_session_of_it_lives(desk: Desk) -> None:
+    a = desk.join("a")
+    a.say(Goodbye)
+    other = Guest(desk, "a", "9" * 16)
+    other.hello(replica="9" * 16)
+    other.welcome()
+    a.hello()
+    a.welcome()
+    other.say(Goodbye)
+    third = Guest(desk, "a", "8" * 16)
+    third.hello(replica="8" * 16)
+    assert "the name a is in use" in third.got(Refused).reason
+    a.say(Goodbye)
+    third.hello(replica="8" * 16)
+    assert third.welcome().host == "a#3"
+
+
 def test_what_was_given_up_makes_nobody_an_old_copy() -> None:
     left = KeepLeft("f", {}, {}, SECOND, SECOND.token)
     durable = Durable(GROUP, 2, EPOCHS, 0, {}, {"f": (replica_id("a"),)}, left={"f": left}, forgotten=SECOND.token)
@@ -858,6 +875,31 @@ def test_a_learner_gets_no_file_lock_before_it_is_admitted(desk: Desk) -> None:
     b.say(Report, "f", FIRST, FIRST.token)
     b.got(Admitted)
     assert set(b.got(Grant).in_sync) == {a.replica, b.replica}
+
+
+def test_a_learner_that_does_not_catch_up_takes_a_tenth_of_the_time(desk: Desk) -> None:
+    a = desk.join("a")
+    grant = a.granted("f")
+    b = desk.join("b")
+    for _ in range(20):
+        b.acquire("f", wait_ms=3_600_000)
+    seq, held_ns, began_ns = 0, 0, desk.now_ns
+    while desk.now_ns < began_ns + 20 * TTL_NS:
+        a.acquire("f")
+        seq += 1
+        a.release(grant, Version(seq, grant.token, bytes(16)), (a,), changed=True)
+        before_ns = desk.now_ns
+        while not (grants := a.all(Grant)):
+            desk.pass_time(TTL_NS // 30)
+            for guest in (a, b):
+                guest.say(Ping, 90)
+        held_ns += desk.now_ns - before_ns
+        grant = grants[0]
+        desk.pass_time(TTL_NS // 30)
+        for guest in (a, b):
+            guest.say(Ping, 90)
+    assert 0.09 < held_ns / (desk.now_ns - began_ns) < 0.12
+    assert not b.all(Grant)
 
 
 def test_a_learner_that_stands_first_is_waited_for_only_once(desk: Desk) -> None:
@@ -1284,8 +1326,10 @@ def test_a_lost_state_is_rebuilt_from_the_replicas() -> None:
     stranger = Guest(desk, "s")
     stranger.hello()
     assert "waits for the replicas to rebuild it from" in stranger.got(Refused).reason
+    stranger.hello(group=GROUP, epoch=1 << 62, own_host="s")
+    assert "its epoch is" in stranger.got(Refused).reason
     stranger.hello(group="e" * 16, own_host="s")
-    assert "replicas of another group" in stranger.got(Refused).reason
+    assert not stranger.all(Refused), "nobody can tell yet which group it is"
     stranger.hello(group=GROUP, epoch=4, epoch_id="5" * 16, own_host="s")
     assert "replicas of another group" in stranger.got(Refused).reason
     c.hello(heads=heads[c], group=GROUP, epoch=6, epoch_id="6" * 16, changes=3, own_host="c#2", start_count=2)
