@@ -430,6 +430,8 @@ class Lockd:
             for lock in shared.locks.values():
                 if lock.file:
                     lock.file.reports.pop(session.member.replica, None)
+                    if lock.file.settler == session.member.replica:
+                        lock.file.settle_ns = 0
                     touched[lock.name] = lock
             self._members.tell_view(None)
         shared.send(session.route, Ended(shared.epoch, session.id, why))

@@ -359,6 +359,8 @@ class Group:
             assert lock.file is not None
             if lock.holds or lock.queue:
                 return f"{lock.name} is held or wanted"
+            if live and lock.file.clean is None and lock.file.astray:
+                return f"{lock.name} is still to be settled"
             for replica, actor in live.items():
                 if replica not in lock.file.in_sync:
                     return f"{actor.plan.name} is not in sync with {lock.name}"
