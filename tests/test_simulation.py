@@ -66,10 +66,10 @@ CAUGHT = {
     "who has less than the whole set has acked is no member": 49,
     "a session whose process is alive keeps its place": 176,
     "an exclusive hold is alone": 1,
-    "a token below the promise is refused": 431,
+    "a token below the promise is refused": 509,
     "a promise is durable by itself": 25,
-    "a promise alone follows nothing": 459,
-    "a newer token's push replaces, even without an op": 273,
+    "a promise alone follows nothing": 236,
+    "a newer token's push replaces, even without an op": 236,
     "under the followed token a push only adds": 114,
     "an answer is a push of the token that its source follows": 5747,
 }
