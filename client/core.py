@@ -422,7 +422,6 @@ class Client:
             shared = self._shared
             shared.lease_ns = max(shared.lease_ns, sent_ns + self._ttl_ns)
             self._synchronize(sent_ns, message.time_us)
-            self._holder.lease_renewed()
 
     def _from_replica(self, route: bytes, message: Push | Fetch) -> None:
         source = route[:16].decode("ascii", "replace")

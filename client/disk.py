@@ -50,7 +50,7 @@ class Disk(Protocol):
     def unlink(self, path: Path | str, *, dir_fd: int | None = None) -> None:
         """Take a name away."""
 
-    def rmdir(self, path: Path | str) -> None:
+    def rmdir(self, path: Path | str, *, dir_fd: int | None = None) -> None:
         """Take an empty directory away."""
 
     def replace(self, src: Path, dst: Path) -> None:

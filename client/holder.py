@@ -219,12 +219,6 @@ class Holder:
         op.asked_to_drop = frozenset()
         self._go_on(op)
 
-    def lease_renewed(self) -> None:
-        """Go on with every op whose last ack came behind the end of the lease, as it stood then."""
-        for op in list(self._ops):
-            if op.stage in ("settling", "pushed"):
-                self._go_on(op)
-
     def members_changed(self) -> None:
         """Drop, at lockd, whoever has left and still owes an ack."""
         for op in self._ops:
@@ -232,8 +226,8 @@ class Holder:
                 self._drop(op, frozenset(self._missing(op) - self._shared.members.keys()))
 
     def tick(self) -> None:
-        """Do what has become due: end waits, push again to the silent, then drop them."""
-        now_ns = self._shared.now_ns
+        """Do what has become due: end waits, push again to the silent, drop them; go on with one op at the most."""
+        now_ns, late = self._shared.now_ns, None
         for op in list(self._ops):
             if op.stage == "queued" and now_ns >= op.deadline_ns:
                 self._fail(op, _NO_SESSION, release=False)
@@ -243,6 +237,8 @@ class Holder:
                 self._fail(op, _NO_ANSWER, release=False)
             elif op.stage == "settling" and now_ns >= op.deadline_ns:
                 self._fail(op, f"no ack in time of {self._names(self._missing(op))}")
+            elif op.silent_ns is not None and now_ns >= op.silent_ns and op.in_sync <= op.acked:
+                late = late or op
             elif op.silent_ns is not None and now_ns >= op.silent_ns:
                 op.silent_ns = now_ns + self.silence_ns
                 if op.pushed_again:
@@ -251,6 +247,8 @@ class Holder:
                 else:
                     op.pushed_again = True
                     self._send(op, self._missing(op))
+        if late is not None:
+            self._go_on(late)
 
     # Stages
 
@@ -440,7 +438,10 @@ class Holder:
         shared.tell_lockd(op.unanswered)
 
     def _go_on(self, op: Op) -> None:
-        if not op.in_sync <= op.acked or self._shared.now_ns >= self._shared.lease_ns:
+        if not op.in_sync <= op.acked:
+            return
+        if self._shared.now_ns >= self._shared.lease_ns:
+            op.silent_ns = self._shared.now_ns  # the next tick finds the lease renewed, or the session lost
             return
         op.silent_ns = None
         if op.stage == "settling":

@@ -348,8 +348,10 @@ class Node:
                         line = format_event(effect.time_us, effect.host, effect.clock, effect.verb, effect.facts)
                         refusal = self._append(line)
                 case Persist(ticket):
+                    assert effect is effects[-1], "what comes behind would be lost"
                     return self._persist(effect, ticket, log_size, refusal)
                 case Flush(ticket):
+                    assert effect is effects[-1], "what comes behind would be lost"
                     if refusal:
                         return self._take_back(ticket, log_size, refusal)
                     return self._core.handle(Persisted(ticket), self.now_ns())

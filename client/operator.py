@@ -6,7 +6,7 @@ from typing import Final, TypeVar
 import zmq
 
 from client.reach import reach
-from common.errors import refused
+from common.errors import CommandError, refused
 from common.messages import FromLockd, GiveUp, Goodbye, Hello, InSync, Refused, ToLockd, Welcome
 from common.sockets import caller
 from common.wire import WireError, decode, encode
@@ -24,7 +24,11 @@ def give_up(lockd: str, name: str | None, file: str, hosts: list[str]) -> int:
     """
     with Operator(lockd, name) as operator:
         request = GiveUp(operator.epoch, operator.session, _REQUEST, file, tuple(sorted(set(hosts))))
-        return len(operator.ask(request, InSync).in_sync)
+        try:
+            return len(operator.ask(request, InSync).in_sync)
+        except KeyboardInterrupt:
+            line = f"give-up of {file} was ended by SIGINT: it may have happened; look into lockd.log, or ask again"
+            raise CommandError(130, line) from None
 
 
 class Operator:

@@ -143,7 +143,7 @@ class PlainFiles:
         self._open.keep(name, self._open_file(name, create=True)[0])
 
     def remove(self, name: str) -> None:
-        """Take a file away that `create` has just made, if possible; directories made for it stay."""
+        """Take a file away that `create` has just made, if possible, and the directories that are empty then."""
         self._open.forget(name)
         try:
             directory = self._directory(name, create=False)
@@ -152,7 +152,8 @@ class PlainFiles:
             finally:
                 self._disk.close(directory)
         except OSError:
-            pass  # an empty file without ops does no harm
+            return  # an empty file without ops does no harm
+        self._remove_folders(name)
 
     def size(self, name: str) -> int | None:
         """Return the file's length in bytes, or None where the name leads to no plain file.
@@ -230,20 +231,28 @@ class PlainFiles:
             finally:
                 self._disk.close(directory)
         except OSError as error:
+            if create:
+                self._remove_folders(name)
             raise os_error(f"cannot open files/{name}", error) from error
         if not stat.S_ISREG(self._disk.fstat(descriptor).st_mode):
             self._disk.close(descriptor)
             raise StorageError(f"cannot open files/{name}: it is not a plain file")
         return descriptor, made
 
+    def _remove_folders(self, name: str) -> None:
+        """Take away the directories above a file, as far as they are empty."""
+        while name := name.rpartition("/")[0]:
+            if not self._remove_empty(name):
+                return
+
     def _remove_empty(self, name: str) -> bool:
-        """Take away directories that an op has made which came to nothing; tell whether nothing else was in them."""
-        path = self._root / name
+        """Take away an empty directory, such as an op makes that comes to nothing; tell whether that went well."""
         try:
-            for inner in self._disk.listdir(path):
-                if not self._remove_empty(f"{name}/{inner}"):
-                    return False
-            self._disk.rmdir(path)
+            directory = self._directory(name, create=False)
+            try:
+                self._disk.rmdir(name.rpartition("/")[2], dir_fd=directory)
+            finally:
+                self._disk.close(directory)
         except OSError:
             return False
         return True

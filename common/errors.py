@@ -48,6 +48,8 @@ def run_command(program: str, app: Callable[..., object]) -> NoReturn:
         command = error.ctx.command_path if error.ctx else program
         end_with(program, wrong_use(f"{problem[:1].lower()}{problem[1:]}; see {command} --help"))
     except KeyboardInterrupt:
+        code = 130
+    if code == 130:  # typer's, too: a command that changes anything catches the signal itself
         end_with(program, CommandError(130, "ended by SIGINT; nothing was changed"))
     raise SystemExit(code if isinstance(code, int) else EXIT_OK)
 

@@ -41,7 +41,8 @@ class FileState(Struct):
     in-sync replicas had as they came, where they are not known to be equal; `astray` tells that they are not.
     `acked` is the newest version that the whole set is known to have taken in, under `acked_token`: who has less is
     not the replica that it says it is, but an older copy. `settler` was asked last to settle it, and nobody is again
-    before `settle_ns`. `patience` is until when the others wait for a learner, and from when on they do so again.
+    before `settle_ns`. `patience` is until when the others wait for a learner, from when on they do so again, and
+    which it is.
     """
 
     in_sync: tuple[str, ...]
@@ -54,7 +55,7 @@ class FileState(Struct):
     acked_token: int = 0
     settle_ns: int = 0
     settler: str = ""
-    patience: dict[str, tuple[int, int]] = {}
+    patience: tuple[int, int, str] = (0, 0, "")
 
 
 class Lock(Struct):

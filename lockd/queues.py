@@ -130,29 +130,38 @@ class Queues:
                 self._ask_to_settle(lock, file, now_ns)
 
     def _wait_for_learner(self, lock: Lock, file: FileState, now_ns: int) -> bool:
-        """Tell whether to hold back for a learner that stands first, so that it can catch up.
+        """Tell whether to hold back for a learner that stands before all members, so that it can catch up.
 
-        Without that, the next grant would always come before its report, and it would starve. One that does not catch
-        up takes a tenth of the time at the most.
+        Without that, the next grant would always come before its report, and it would starve. It is the next one's
+        turn then, and after a pause: those that do not catch up take a tenth of the time at the most.
         """
         shared = self._shared
+        if file.clean is None:
+            return False
+        learners: list[str] = []
         for waiter in lock.queue.values():
             session = shared.sessions[waiter.session]
             if not session.connected:
                 continue
             member = session.member
-            if file.clean is None or member is None or member.replica in file.in_sync:
-                return False
-            learn = self.learn(lock, file, member.replica)
-            until_ns, again_ns = file.patience.get(member.replica, (0, 0))
-            if now_ns >= again_ns and learn.sources:
-                until_ns, again_ns = now_ns + shared.ttl_ns // 3, now_ns + 10 * shared.ttl_ns // 3
-                file.patience[member.replica] = until_ns, again_ns
-                heapq.heappush(shared.timers, (until_ns, 0, 0, lock.name))
-                shared.send(session.route, learn)
-            if now_ns < until_ns:
-                return True
-        return False
+            if member is None or member.replica in file.in_sync:
+                break
+            if member.replica not in learners:
+                learners.append(member.replica)
+        until_ns, again_ns, learner = file.patience
+        if now_ns < until_ns:
+            return learner in learners
+        if not learners or now_ns < again_ns:
+            return False
+        turn = learners.index(learner) + 1 if learner in learners else 0
+        learner = learners[turn % len(learners)]
+        learn = self.learn(lock, file, learner)
+        if not learn.sources:
+            return False
+        file.patience = now_ns + shared.ttl_ns // 3, now_ns + 10 * shared.ttl_ns // 3, learner
+        heapq.heappush(shared.timers, (file.patience[0], 0, 0, lock.name))
+        shared.send(shared.by_replica[learner].route, learn)
+        return True
 
     def first(self, lock: Lock) -> Waiter | None:
         """Return the first waiter that can be served, None if there is none."""
@@ -311,7 +320,8 @@ class Queues:
         self.set_in_sync(lock, (*lock.file.in_sync, *replicas))
         for replica in replicas:
             lock.file.reports.pop(replica, None)
-            lock.file.patience.pop(replica, None)
+            if lock.file.patience[2] == replica:
+                lock.file.patience = (0, 0, "")
             shared.send(shared.by_replica[replica].route, Admitted(shared.epoch, lock.name))
 
     def _admit_equals(self, lock: Lock, file: FileState) -> None:
@@ -338,7 +348,8 @@ class Queues:
             return
         if now_ns < file.settle_ns or not (file.reports or file.astray) or self.first(lock) is not None:
             return
-        live = [r for r in file.in_sync if r in shared.by_replica and shared.by_replica[r].connected]
+        live = [r for r in file.in_sync if r in shared.by_replica]
+        live = [r for r in live if shared.by_replica[r].connected] or live
         if live:
             file.settler = live[(live.index(file.settler) + 1) % len(live) if file.settler in live else 0]
             file.settle_ns = now_ns + shared.ttl_ns // 3

@@ -6,7 +6,9 @@ the last lockd's sessions are back, a ttl at the most. Where the state is lost, 
 
 import heapq
 from collections.abc import Iterable
+from functools import reduce
 
+from common.clock import Clock, merge
 from common.grantlog import GrantLine
 from common.messages import Grant, Hello, Mode, Refused, ReplicaHello
 from common.names import lock_name_problem
@@ -153,6 +155,7 @@ class Restart:
             ForgetAcked(make_token(shared.epoch, 0)),
         ]
         heads: dict[str, list[tuple[int, int, bytes, str]]] = {}
+        clocks: dict[str, list[Clock]] = {}
         hosts: set[str] = set()
         replicas: list[tuple[ReplicaHello, Hello]] = []
         for _, other in survivors:
@@ -163,6 +166,7 @@ class Restart:
             for file, head in own.heads.items():
                 hosts |= head.clock.keys()
                 version = head.version
+                clocks.setdefault(file, []).append(head.clock)
                 heads.setdefault(file, []).append((head.follows, version.seq, version.hash, own.replica))
         given: set[str] = set()
         for own, other in sorted(replicas, key=lambda pair: -pair[0].count):
@@ -179,8 +183,9 @@ class Restart:
         for file, known in sorted(heads.items()):
             # What a newer token's holder had taken over stands behind what an older one may have left.
             most = max(known)[:3]
+            clock = reduce(merge, clocks[file])
             in_sync = tuple([replica for *head, replica in known if tuple(head) == most])
-            shared.locks[file] = Lock(file, "file", FileState(in_sync))
+            shared.locks[file] = Lock(file, "file", FileState(in_sync), writers_clock=clock)
             changes.append(InSyncChanged(file, in_sync))
         shared.persist(*changes)
         shared.emit(Note(f"rebuilt from {len(survivors)} replicas: {len(heads)} files, epoch {shared.epoch}"))

@@ -262,11 +262,11 @@ class CrashingDisk:
             self.room += len(node.data)
         self._change(directory, {name: None})
 
-    def rmdir(self, path: Path | str) -> None:
+    def rmdir(self, path: Path | str, *, dir_fd: int | None = None) -> None:
         """Take an empty directory away."""
         self._ask("rmdir")
-        directory, name = self._directory(path, None)
-        node = self._find(path)
+        directory, name = self._directory(path, dir_fd)
+        node = self._find(path, dir_fd)
         if not isinstance(node, Directory):
             raise _error(errno.ENOTDIR)
         if node.data:

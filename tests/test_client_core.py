@@ -602,8 +602,32 @@ def test_acks_that_come_behind_the_lease_count_once_it_is_renewed(seat: Seat) ->
     seat.answer("b", Ack(FILE, token(1), 1))
     assert not seat.all(Finished)
     seat.lockd(Pong(EPOCH, ping.request, 0))
+    seat.pass_time(0)
     assert seat.one(Finished).outcome == "ok"
     assert seat.one(Release).token == token(1)
+
+
+def test_ops_that_were_held_back_together_go_on_one_after_another(seat: Seat) -> None:
+    requests = []
+    for file in ("f", "g"):
+        seat.submitted += 1
+        seat.feed(Submit(seat.submitted, "write", file, "x", 0, 10 * S))
+        requests.append(seat.one(Acquire).request)
+    members = (replica_id("a"), replica_id("b"))
+    for counter, (file, request) in enumerate(zip("fg", requests, strict=True), 1):
+        seat.lockd(Grant(EPOCH, request, file, token(counter), "exclusive", {}, None, members, (), 0))
+    seat.pass_time(2 * S)
+    ping = seat.all(Ping)[-1]
+    seat.now_ns = seat.core._shared.lease_ns
+    for counter, file in enumerate("fg", 1):
+        seat.answer("b", Ack(file, token(counter), 0))
+    assert not seat.lines()
+    seat.lockd(Pong(EPOCH, ping.request, 0))
+    seat.pass_time(0)
+    assert [clock["a"] for _, clock in seat.lines()] == [1, 2]
+    for counter, file in enumerate("fg", 1):
+        seat.answer("b", Ack(file, token(counter), 1))
+    assert [end.outcome for end in seat.all(Finished)] == ["ok", "ok"]
 
 
 def test_update_and_restore_change_the_end() -> None:

@@ -229,14 +229,23 @@ def test_a_file_in_the_way_of_a_directory_is_refused(tmp_path: Path, journal: Jo
 
 
 def test_an_empty_folder_gives_way_to_a_file(tmp_path: Path, journal: Journal) -> None:
-    (tmp_path / "files" / "a" / "b" / "c").mkdir(parents=True)
+    (tmp_path / "files" / "a").mkdir()
     journal.write(Story("a").write("one"))
     assert (tmp_path / "files" / "a").read_bytes() == b"one\n"
-    (tmp_path / "files" / "full" / "empty").mkdir(parents=True)
-    (tmp_path / "files" / "full" / "mine").write_bytes(b"mine\n")
+    (tmp_path / "files" / "full").mkdir()
+    outside = tmp_path / "outside"
+    (outside / "empty").mkdir(parents=True)
+    (tmp_path / "files" / "full" / "link").symlink_to(outside, target_is_directory=True)
     with pytest.raises(StorageError, match="it is a directory"):
         journal.write(Story("full").write("one"))
-    assert (tmp_path / "files" / "full" / "mine").read_bytes() == b"mine\n"
+    assert (outside / "empty").is_dir()
+
+
+def test_a_first_op_that_fails_leaves_no_folder(tmp_path: Path, journal: Journal) -> None:
+    (tmp_path / "journal" / "1.ops").mkdir()
+    with pytest.raises(StorageError):
+        journal.write(Story("a/b/c").write("one"))
+    assert list((tmp_path / "files").iterdir()) == []
 
 
 def test_a_content_that_no_op_made_is_not_overwritten(tmp_path: Path, journal: Journal) -> None:

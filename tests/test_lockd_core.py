@@ -902,6 +902,33 @@ def test_a_learner_that_does_not_catch_up_takes_a_tenth_of_the_time(desk: Desk) 
     assert not b.all(Grant)
 
 
+def test_many_learners_take_turns(desk: Desk) -> None:
+    a = desk.join("a")
+    grant = a.granted("f")
+    learners = [desk.join(f"l{number}") for number in range(12)]
+    for guest in learners:
+        guest.acquire("f", wait_ms=3_600_000)
+        guest.forget()
+    seen, began_ns = [], desk.now_ns
+    while desk.now_ns < began_ns + 40 * TTL_NS:
+        a.acquire("f")
+        a.release(grant, Version(grant.token, grant.token, bytes(16)), (a,), changed=True)
+        waited = 0
+        while not (grants := a.all(Grant)):
+            waited += 1
+            assert waited <= 10
+            desk.pass_time(TTL_NS // 30)
+            seen += [number for number, guest in enumerate(learners) if guest.all(Learn)]
+            for guest in (a, *learners):
+                guest.say(Ping, 90)
+        grant = grants[0]
+        desk.pass_time(TTL_NS // 30)
+        seen += [number for number, guest in enumerate(learners) if guest.all(Learn)]
+        for guest in (a, *learners):
+            guest.say(Ping, 90)
+    assert seen == [*range(12)]
+
+
 def test_a_learner_that_stands_first_is_waited_for_only_once(desk: Desk) -> None:
     a = desk.join("a")
     grant = a.granted("f")
@@ -1439,3 +1466,11 @@ def test_a_host_that_two_survivors_have_had_stays_with_who_did_more() -> None:
     old.hello(group=GROUP, epoch=1, own_host="ben", start_count=2, count=1, hosts=("ben", "old"))
     new.hello(group=GROUP, epoch=1, own_host="ben", start_count=2, count=5)
     assert (old.welcome().host, new.welcome().host) == ("old#2", "ben")
+
+
+def test_after_a_rebuild_a_host_that_has_lost_events_counts_anew_whoever_comes_first() -> None:
+    desk = Desk(Durable("f" * 16, 1, rebuild=2))
+    a, c = Guest(desk, "a"), Guest(desk, "c")
+    a.hello(group=GROUP, epoch=1, own_host="a", start_count=2, count=10)
+    c.hello(group=GROUP, epoch=1, own_host="c", start_count=2, heads={"f": Head(FIRST, make_token(1, 1), {"a": 15})})
+    assert (a.welcome().host, c.welcome().host) == ("a#2", "c")
