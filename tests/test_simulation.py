@@ -66,7 +66,7 @@ CAUGHT = {
     "who has less than the whole set has acked is no member": 49,
     "a session whose process is alive keeps its place": 176,
     "an exclusive hold is alone": 1,
-    "a token below the promise is refused": 509,
+    "a token below the promise is refused": 137,
     "a promise is durable by itself": 25,
     "a promise alone follows nothing": 236,
     "a newer token's push replaces, even without an op": 236,
