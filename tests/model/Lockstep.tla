@@ -273,15 +273,16 @@ Answer(q) ==
        fm' = [fm EXCEPT ![q] = <<SubSeq(log[s], 1, k), IF R("fetchfollows") THEN conf[s] ELSE prom[s], k < all, s>>]
   /\ UNCHANGED <<lockd, disk, cl, F, told, seen, bad>>
 
-\* A whole answer is taken in like a push of the token that its source follows; a part that only goes on at the head
-\* like a push of its last op's token. Any other part waits for the rest. That changes nothing: with the rest it is an
-\* answer of that later moment which leaves out less. So it is not kept. After each part q asks for more.
+\* A whole answer is taken in like a push of the token that its source follows; a part like a push of its last op's
+\* token, if that is newer than what q follows, or the same and the part only goes on at the head. Any other part waits
+\* for the rest. That changes nothing: with the rest it is an answer of that later moment which leaves out less. So it
+\* is not kept. After each part q asks for more.
 Fetched(q) ==
   LET m == fm[q][1]  from == fm[q][2]  more == fm[q][3]
       last == IF more THEN m[Len(m)] ELSE from
       t == IF R("parttoken") THEN last ELSE from
       goeson == Prefix(log[q], m) /\ m # log[q]
-      waits == more /\ R("partwaits") /\ (~goeson \/ (last < conf[q] /\ R("partrises")))
+      waits == more /\ R("partwaits") /\ last <= conf[q] /\ (~goeson \/ (last < conf[q] /\ R("partrises")))
       fenced == from < prom[q] /\ R("fetchfence") IN
   /\ Len(fm[q]) = 4
   /\ IF ~R("fetchtoken") THEN log' = [log EXCEPT ![q] = m] /\ UNCHANGED <<prom, conf, seen, bad>>

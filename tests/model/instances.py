@@ -92,7 +92,7 @@ RULES: Final = (
         ("CleanMeans",),
     ),
     Rule("fetchfence", "one whose token is below the one promised is dropped", _FETCHED_BEHIND),
-    Rule("partwaits", "a part that does not only go on at the head waits for the rest", _IN_PARTS),
+    Rule("partwaits", "a part that is not newer, and does not only go on at the head, waits for the rest", _IN_PARTS),
     Rule(
         "partrises",
         "and one whose last op's token is below the one followed",
@@ -101,7 +101,7 @@ RULES: Final = (
     ),
     Rule(
         "parttoken",
-        "one that does is taken in under its last op's token, not the answer's",
+        "one that does not is taken in under its last op's token, not the answer's",
         _IN_PARTS,
         ("FollowsMeans",),
     ),
