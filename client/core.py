@@ -102,14 +102,15 @@ class Client:
         clock: Clock,
         last_time_us: int,
         newest: Iterable[LogLine] = (),
+        reads: Mapping[str, Clock] | None = None,
     ) -> None:
         """Start from what the data directory holds: files' states, and the event log's last lines, newest first.
 
-        `clock` and `last_time_us` are those of the last line. A crash may have come between a line and its change of
-        the journal: then a line behind it says so.
+        `clock` and `last_time_us` are those of the last line, `reads` those of the newest read of each file. A crash
+        may have come between a line and its change of the journal: then a line behind it says so.
         """
         self._loose = list(loose(newest, history))
-        self._shared = Shared(identity, history, dict(files), clock, last_time_us)
+        self._shared = Shared(identity, history, dict(files), clock, last_time_us, reads=dict(reads or {}))
         self._holder = Holder(self._shared)
         self._follower = Follower(self._shared)
         self._session: Session = "joining"

@@ -5,10 +5,11 @@ to be durable, each change of the journal carries the lines since the one before
 lines of reads, which change nothing, go with the next change; what no change carried a power cut may take.
 """
 
+import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -23,6 +24,7 @@ WAITING_BYTES_MAX: Final = 65_536
 """So much of the log may wait for a change that carries it; then the log itself is synced."""
 _BLOCK_BYTES: Final = 1 << 20
 _HEADER: Final = HEADER.encode()
+_READ: Final = re.compile(rb"\} read file=(\"(?:[^\"\\]|\\.)*\"|\S+) id=")
 _OWN_OP: Final = re.compile(
     rb"\S+ \S+ \{[^}]*\} (?:read|write|update|restore) file=(?:\"(?:[^\"\\]|\\.)*\"|\S+) id=\S+ "
 )
@@ -30,12 +32,16 @@ _OWN_OP: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class LogEnd:
-    """Where an event log stands: its last line's host, clock and time, and the largest number of its op ids."""
+    """Where an event log stands: its last line's host, clock and time, and the largest number of its op ids.
+
+    `reads` are the clocks of the newest read of each file.
+    """
 
     host: str
     clock: Clock
     time_us: int
     ops: int
+    reads: Mapping[str, Clock] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
@@ -92,6 +98,11 @@ class EventFile:
         except OSError as error:
             raise os_error(f"cannot use {path}", error) from error
         return log, notes
+
+    @property
+    def is_deleted(self) -> bool:
+        """Tell whether the file has no name any more: nothing that is written to it will be found again."""
+        return self._disk.fstat(self._file).st_nlink == 0
 
     @property
     def waiting_at(self) -> int:
@@ -205,10 +216,11 @@ class EventFile:
             raise StorageError(
                 f"the last line of {self.path} is no event ({error}); mend or remove that line"
             ) from None
-        ops = 0
+        ops, reads = 0, dict[bytes, bytes]()
         for block in self._blocks():
             ops = max(ops, _largest_own(block, last.host, ops))
-        self.end = LogEnd(last.host, last.clock, last.time_us, ops)
+            reads.update(_newest_reads(block))
+        self.end = LogEnd(last.host, last.clock, last.time_us, ops, _clocks(reads.values()))
 
     def _read(self, start: int, stop: int) -> bytes:
         return read_at(self._disk, self._file, start, stop)
@@ -269,6 +281,26 @@ def _largest_own(block: bytes, host: str, above: int) -> int:
     numbers = {int(number) for number in re.findall(rb" id=%s:([0-9]{1,18}) " % re.escape(host.encode()), block)}
     candidates = sorted([number for number in numbers if number > above], reverse=True)
     return next((number for number in candidates if _is_own_op(block, host, number)), 0)
+
+
+def _newest_reads(block: bytes) -> dict[bytes, bytes]:
+    """Return, by file as it is written there, the line of its newest read; a text may hold what only looks so."""
+    found: dict[bytes, bytes] = {}
+    for match in _READ.finditer(block):
+        begin = block.rfind(b"\n", 0, match.start()) + 1
+        if block.find(b"}", begin) == match.start():
+            found[match[1]] = block[begin : block.find(b"\n", begin)]
+    return found
+
+
+def _clocks(lines: Iterable[bytes]) -> dict[str, Clock]:
+    """Return the lines' clocks by file, without those that somebody has damaged."""
+    clocks: dict[str, Clock] = {}
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            event = parse_event(line.decode())
+            clocks[event.values["file"]] = event.clock
+    return clocks
 
 
 def _is_own_op(block: bytes, host: str, number: int) -> bool:

@@ -27,7 +27,10 @@ from common.wire import version_after
 _ANSWER_MARGIN_NS: Final = 1_000_000_000
 """lockd ends a wait; so much later the client ends it by itself."""
 
-_NO_SESSION: Final = "no session with lockd in time: it is down, or out of reach; start it, or look into client.log"
+_NO_SESSION: Final = (
+    "no session with lockd in time: it is down, out of reach, stands still, or waits for other replicas (--rebuild); "
+    "start it, or look into lockd.log"
+)
 _NO_ANSWER: Final = "lockd gave no answer in time: it is down, or stands still; look into lockd.log, and try again"
 
 Stage = Literal["queued", "waiting", "holding", "settling", "persisting", "pushed", "releasing"]
@@ -302,7 +305,7 @@ class Holder:
         """
 
         def failed(reason: str) -> None:
-            self._shared.emit(Note(f"{op.file} was not made: {shorten(reason)}"))
+            self._shared.emit(Note(f"{op.file} was not made: {reason}"))
             self._finish(op, "ok", "")
 
         op.stage = "persisting"
@@ -510,7 +513,7 @@ class Holder:
         if outcome != "ok":
             verb = op.submit.verb if op.submit else "settling"
             what = op.id or f"{verb} of {op.file}"
-            self._shared.emit(Note(f"{what} ended {outcome}: {shorten(reason)}"))
+            self._shared.emit(Note(f"{what} ended {outcome}: {reason}"))
         if op.submit is not None:
             version = op.version or self._shared.state(op.file).head.version
             self._shared.emit(Finished(op.submit.op, op.id, outcome, version, reason))

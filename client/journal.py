@@ -50,6 +50,8 @@ class Journal:
 
     events: EventFile
     """The event log; closed with the journal."""
+    repairs: list[str]
+    """A line for each file that was not as the journal says since `open`; for its reader to take out."""
 
     def __init__(self, path: Path, meta: dict[str, MetaValue], disk: Disk, *, durable: bool) -> None:
         """Use `open` instead."""
@@ -62,6 +64,7 @@ class Journal:
         self._logs = OpenLogs(disk, writable=True)
         self._files: dict[str, OpsLog] = {}
         self._number = 0
+        self.repairs = []
 
     @classmethod
     def open(cls, directory: Path, durability: Durability, disk: Disk = SYSTEM) -> tuple["Journal", tuple[str, ...]]:
@@ -236,8 +239,7 @@ class Journal:
         if log is None:
             return b""
         if self._plain.size(file) != log.last.length:  # somebody else has changed, replaced or removed it
-            self._repair(log)
-            self._note_synced([file])
+            self._mend_file(log)
         return self._read_view(log, 0, log.last.length)
 
     def tail(self, file: str, bytes_max: int) -> tuple[int, bytes]:
@@ -384,6 +386,12 @@ class Journal:
         self._note_synced(repaired)
         return tuple(filter(None, notes))
 
+    def _mend_file(self, log: OpsLog) -> None:
+        """Repair one file between two ops, and keep a line on it in `repairs`."""
+        if line := self._repair(log):
+            self.repairs.append(line)
+        self._note_synced([log.name])
+
     def _repair(self, log: OpsLog) -> str:
         """Write the file anew from where it may be wrong; return a line on what was wrong, or "".
 
@@ -429,8 +437,7 @@ class Journal:
         """Return the plain file's bytes [start, stop), after a repair if somebody else has cut it."""
         data = self._plain.read(log.name, start, stop)
         if len(data) < stop - start:
-            self._repair(log)
-            self._note_synced([log.name])
+            self._mend_file(log)
             data = self._plain.read(log.name, start, stop)
         if len(data) < stop - start:
             raise StorageError(f"files/{log.name} is being changed by somebody else")

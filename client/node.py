@@ -118,8 +118,7 @@ class Node:
             name = name or str(meta.get("name", "")) or default_name(directory)
             self.lockd = lockd or str(meta.get("lockd", "")) or DEFAULT_LOCKD
         except StorageError as error:
-            advice = "; make room" if "disk is full" in str(error) else "; choose another --data, or mend the disk"
-            raise refused(f"{error}{', or another --data' if ';' in str(error) else advice}") from None
+            raise _cannot_start(error) from None
         except FatalStorageError as error:
             raise CommandError(EXIT_CRASHED, f"{error}; mend that, then start again") from None
         except OSError as error:
@@ -162,7 +161,8 @@ class Node:
         assert isinstance(endpoint, bytes)
         identity.endpoint = self.endpoint = endpoint.rstrip(b"\0").decode()
         states, end = self._states, self._events.end
-        self._core = Client(identity, self._journal, states, end.clock, end.time_us, self._events.newest())
+        newest = self._events.newest()
+        self._core = Client(identity, self._journal, states, end.clock, end.time_us, newest, end.reads)
         self._poller = zmq.Poller()
         # First, so that the core knows of a new connection before it sees a message that came along it.
         self._poller.register(self._link, zmq.POLLIN)
@@ -262,6 +262,9 @@ class Node:
         if at_desk and self._desk is not None:
             self._desk.serve(dict(ready))
         if due:
+            if self._events.is_deleted:
+                self._broken = f"{self._events.path} was deleted while this client ran"
+                raise CommandError(EXIT_CRASHED, f"{self._broken}; start it again, as a new replica")
             self._feed(Timer())
         if self._join_refused:
             raise refused(f"lockd refused {self._identity.name}: {self._join_refused}")
@@ -377,6 +380,7 @@ class Node:
                         self._poller.register(self._listener, zmq.POLLIN)
                 case JoinRefused(reason):
                     self._join_refused = reason
+                    self._diagnostics.note(f"lockd refused {self._identity.name}: {reason}; this client ends")
                 case Note(text):
                     self._diagnostics.note(text)
                 case _:
@@ -442,7 +446,7 @@ class Node:
             )
         except StorageError as error:
             if not self._joined:
-                raise refused(f"{error}; make room, or choose another --data") from None
+                raise _cannot_start(error) from None
             self._diagnostics.note(f"{error}: what is new of lockd is not remembered")
 
     def _begin(self, op: int, id_: str) -> str:
@@ -457,6 +461,8 @@ class Node:
             wanted.length = len(wanted.content)
         else:
             wanted.length, wanted.content = self._journal.tail(file, wanted.tail_bytes)
+        while self._journal.repairs:
+            self._diagnostics.note(self._journal.repairs.pop(0))
 
     def _finish(self, op: int, finished: Finished) -> None:
         wanted = self._wanted.pop(op)
@@ -484,6 +490,11 @@ class Node:
                 self._fan.disconnect(endpoint)
             except zmq.ZMQError as error:
                 self._diagnostics.note(f"cannot disconnect from {endpoint} ({error})")
+
+
+def _cannot_start(error: StorageError) -> CommandError:
+    advice = ", or another --data" if ";" in str(error) else "; choose another --data, or mend the disk"
+    return refused(f"{error}{advice}")
 
 
 def _own_address(lockd: str) -> str:

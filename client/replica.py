@@ -19,7 +19,7 @@ from typing import Final
 from client.effects import Answer, FileState, Note, SendReplica
 from client.shared import Shared
 from common.clock import Clock, merge
-from common.eventlog import format_op, shorten
+from common.eventlog import format_op
 from common.limits import FETCH_BYTES_MAX, FETCH_POINTS_MAX
 from common.messages import Ack, Fenced, Fetch, Fetched, Push, Report
 from common.records import EMPTY, Record, Version
@@ -292,8 +292,13 @@ class Follower:
         if not new:
             shared.clock = merge(shared.clock, cause)
 
+        def then() -> None:
+            if undone := state.head.version.seq - keep:
+                shared.emit(Note(f"undid the newest {undone} of {file}, back to @{keep}: the others do not have them"))
+            taken()
+
         tokens = (max(state.promised, token), token)
-        shared.persist(file, keep, new, new_versions, tokens, taken, self._failed(file))
+        shared.persist(file, keep, new, new_versions, tokens, then, self._failed(file))
 
     def _fits(self, file: str, keep: int, records: tuple[Record, ...]) -> bool:
         """Tell whether each op begins within the file as the one before leaves it."""
@@ -357,7 +362,7 @@ class Follower:
 
         def failed(reason: str) -> None:
             if self._shared.troubles.get(file) != reason:
-                self._shared.emit(Note(f"nothing of {file} was taken in: {shorten(reason)}"))
+                self._shared.emit(Note(f"nothing of {file} was taken in: {reason}"))
 
         return failed
 

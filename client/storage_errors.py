@@ -20,7 +20,7 @@ def os_error(doing: str, error: OSError) -> StorageError:
     """Return the typed error, in words, for what the operating system answered while `doing` something."""
     match error.errno:
         case errno.ENOSPC | errno.EDQUOT:
-            return StorageError(f"{doing}: the disk is full")
+            return StorageError(f"{doing}: the disk is full; make room")
         case errno.EACCES | errno.EPERM | errno.EROFS:
             return StorageError(f"{doing}: permission denied")
         case errno.ELOOP:

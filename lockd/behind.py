@@ -215,7 +215,9 @@ class Behind:
         for last in (False, True):
             database = sqlite3.connect(path, isolation_level=None, timeout=0)
             try:
+                database.execute("PRAGMA locking_mode = EXCLUSIVE")
                 database.execute("PRAGMA journal_mode = WAL")
+                database.execute("PRAGMA wal_autocheckpoint = 8")  # pages; unsynced, it costs little
                 database.execute("PRAGMA synchronous = OFF")
                 version = database.execute("PRAGMA user_version").fetchone()[0]
                 if version == 0:

@@ -34,7 +34,6 @@ from common.messages import (
     Ping,
     Pong,
     Probe,
-    Refused,
     Release,
     Report,
     Resume,
@@ -281,7 +280,7 @@ class Lockd:
             replica_id, known = self._identities.identify(replica, hello.incarnation, is_copy)
         problem = self._identities.hello_problem(hello, known)
         if problem:
-            shared.send(route, Refused(shared.epoch, hello.request, problem))
+            shared.refuse(route, hello, problem)
             return
         changes: list[Change] = []
         if running:

@@ -67,24 +67,25 @@ class Identities:
                 "its data directory belongs to another group; use an empty one "
                 "(or has lockd lost its state? start it with --rebuild N)"
             )
+        advice = (
+            "start lockd on its newest data directory; if that is lost, and was rebuilt without this replica, then "
+            "what only this one has is lost: use an empty directory"
+        )
         if hello.epoch > shared.epoch or hello.highest_token > make_token(shared.epoch, shared.counter):
             seen = format_token(max(hello.highest_token, make_token(hello.epoch, 0)))
             ours = format_token(make_token(shared.epoch, shared.counter))
-            return (
-                f"lockd's state is older than what {hello.name} has seen ({ours} against {seen}); "
-                "start lockd on its newest data directory"
-            )
+            return f"lockd's state is older than what {hello.name} has seen ({ours} against {seen}); {advice}"
         epoch = hello.epoch
         id_, changes = shared.epochs.get(epoch, (hello.epoch_id, hello.changes))
         if epoch and hello.changes > changes:
             return (
                 f"lockd's state is older than what {hello.name} has seen (change {changes} of epoch {epoch} against "
-                f"{hello.changes}); start lockd on its newest data directory"
+                f"{hello.changes}); {advice}"
             )
         if epoch and id_ != hello.epoch_id:
             return (
                 f"the epoch {epoch} that {hello.name} has seen is not lockd's epoch {epoch}: lockd was, or is, "
-                "on an old copy of its state; start it on its newest data directory"
+                f"on an old copy of its state; {advice}"
             )
         named = shared.by_name.get(hello.name, {}).values()
         if known is None and any(session.incarnation != hello.incarnation for session in named):
@@ -97,7 +98,7 @@ class Identities:
                 if lock is not None and lock.kind != "file":
                     return f"{file} is a lock without a file in this group"
                 if lock is None and head.version != EMPTY:
-                    return f"lockd does not know its file {file}; start lockd on its newest data directory"
+                    return f"lockd does not know its file {file}; {advice}"
         return None
 
     def has_lost_events(self, replica: ReplicaHello, host: str) -> bool:

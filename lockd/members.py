@@ -84,7 +84,7 @@ class Members:
         if dropped:
             self._queues.set_in_sync(lock, tuple([r for r in file.in_sync if r not in dropped]))
             names = ", ".join(shared.replicas[replica].host for replica in dropped)
-            shared.emit(Note(f"{names} left the in-sync set of {lock.name}: no ack for {session.host}"))
+            shared.emit(Note(f"{names} left the in-sync set of {lock.name}: {session.host} had no ack in time"))
         shared.send(session.route, InSync(shared.epoch, message.request, True, file.in_sync, shared.changes))
         for replica in dropped:
             if replica in shared.by_replica:

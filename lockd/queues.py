@@ -13,7 +13,7 @@ from common.messages import Acquire, Admitted, Grant, Learn, Mode, Refused, Rele
 from common.names import file_name_problem, lock_name_problem
 from common.records import EMPTY, Version
 from common.tokens import format_token, make_token
-from lockd.effects import InSyncChanged, KeepLeft, LogGrant
+from lockd.effects import InSyncChanged, KeepLeft, LogGrant, Note
 from lockd.locks import FileState, Hold, Lock, Waiter, new_file
 from lockd.shared import Session, Shared
 
@@ -318,6 +318,8 @@ class Queues:
             return
         assert lock.file is not None
         self.set_in_sync(lock, (*lock.file.in_sync, *replicas))
+        names = ", ".join(shared.replicas[replica].host for replica in replicas)
+        shared.emit(Note(f"{names} joined the in-sync set of {lock.name}"))
         for replica in replicas:
             lock.file.reports.pop(replica, None)
             if lock.file.patience[2] == replica:

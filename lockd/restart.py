@@ -10,7 +10,7 @@ from functools import reduce
 
 from common.clock import Clock, merge
 from common.grantlog import GrantLine
-from common.messages import Grant, Hello, Mode, Refused, ReplicaHello
+from common.messages import Grant, Hello, Mode, ReplicaHello
 from common.names import lock_name_problem
 from common.records import EMPTY
 from common.tokens import EPOCH_MAX, make_token, token_epoch
@@ -128,7 +128,7 @@ class Restart:
         if any(other.epoch == hello.epoch and other.epoch_id != hello.epoch_id for other in group):
             problem = problem or "lockd is being rebuilt from replicas of another group"
         if problem or replica is None:
-            shared.send(route, Refused(shared.epoch, hello.request, problem))
+            shared.refuse(route, hello, problem)
             return []
         if now_ns < self._rebuild_ns:
             return []  # a holder under the lost lockd's lease may change yet what this one has

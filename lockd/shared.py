@@ -3,10 +3,11 @@
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
+from common.eventlog import shorten
 from common.grantlog import GrantEvent, GrantLine
 from common.limits import ANSWERS_KEPT_MAX
-from common.messages import FromLockd, Member
-from lockd.effects import Change, Effect, InSyncChanged, LogGrant, Persist, ReplicaSeen, Send, SessionOpened
+from common.messages import FromLockd, Hello, Member, Refused
+from lockd.effects import Change, Effect, InSyncChanged, LogGrant, Note, Persist, ReplicaSeen, Send, SessionOpened
 from lockd.locks import Hold, Lock
 
 
@@ -84,6 +85,11 @@ class Shared:
         if len(session.answers) > ANSWERS_KEPT_MAX:
             session.answers.popitem(last=False)
         self.emit(Send(session.route, message))
+
+    def refuse(self, route: bytes, hello: Hello, problem: str) -> None:
+        """Open no session, and say why; the client ends."""
+        self.emit(Note(f"{shorten(hello.name)} is refused: {problem}"))
+        self.send(route, Refused(self.epoch, hello.request, problem))
 
     def persist(self, *changes: Change) -> None:
         """Ask the driver to make changes durable, all or nothing."""

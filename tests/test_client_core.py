@@ -465,7 +465,8 @@ def test_an_op_without_a_session_fails_in_time() -> None:
     seat.submit("write", "one", wait_ns=5 * S)
     seat.pass_time(5 * S)
     finished = seat.one(Finished)
-    told = "no session with lockd in time: it is down, or out of reach; start it, or look into client.log"
+    told = "no session with lockd in time: it is down, out of reach, stands still, or waits for other replicas "
+    told += "(--rebuild); start it, or look into lockd.log"
     assert (finished.outcome, finished.reason) == ("failed", told)
 
 

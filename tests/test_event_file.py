@@ -130,6 +130,20 @@ def test_a_second_replica_of_the_name_counts_for_itself(tmp_path: Path) -> None:
     assert opened(path)[0] == LogEnd("a#2", {"a": 9, "a#2": 1}, 1_000_001, 3)
 
 
+def test_the_newest_read_of_each_file_counts(tmp_path: Path) -> None:
+    path = log_of(
+        tmp_path / "events.log",
+        line("a", {"a": 1}, "read", "a:1"),
+        line("a", {"a": 2}, "read", "a:2", file="two words.txt"),
+        line("a", {"a": 3, "b": 1}, "read", "a:3"),
+        "1970-01-01T00:00:01.000004Z a {a: 4} read file=torn.txt id=a:4 token=1.1",
+        line("a", {"a": 5, "b": 1}, "write", "a:5", text='looks like {"a":9} read file=f.txt id=a:9 '),
+        line("a", {"a": 6, "b": 7}, "apply", "b:3"),
+    )
+    reads = opened(path)[0].reads
+    assert reads == {"notes.txt": {"a": 3, "b": 1}, "two words.txt": {"a": 2}}
+
+
 def test_a_full_disk_leaves_nothing_of_the_line() -> None:
     disk, path = new_disk(), DATA / "events.log"
     whole = line("a", {"a": 1}, "write", "a:1")

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from common.errors import EXIT_OK, EXIT_REFUSED, EXIT_UNKNOWN
+from common.clock import happens_before_or_equal
+from common.errors import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED, EXIT_UNKNOWN
 from common.eventlog import parse_event
 from common.grantlog import GrantLine, parse_grant
 from scripts.checker import as_lines, check
@@ -184,6 +185,7 @@ def test_a_lockd_that_lost_its_state_is_rebuilt_from_the_replicas(group: Group) 
     lockd, bind = group.lockd("--ttl", "500ms"), group.endpoint
     clients = [group.serving(name) for name in NAMES]
     group.op("a", "write", "one")
+    assert group.op("a", "read").content == b"one\n"
     for process in (*clients, lockd):
         process.stop()
     shutil.rmtree(group.path("lockd"))
@@ -198,6 +200,12 @@ def test_a_lockd_that_lost_its_state_is_rebuilt_from_the_replicas(group: Group) 
         process.ready()
     group.op("b", "write", "two")
     assert group.op("c", "read").content == b"one\ntwo\n"
+    read, written = [
+        next(event for line in lines if (event := parse_event(line)).verb == verb and event.host == name)
+        for name, verb in (("a", "read"), ("b", "write"))
+        for lines in [group.path(name, "events.log").read_text().splitlines()[2:]]
+    ]
+    assert happens_before_or_equal(read.clock, written.clock), "the read of a is known of from its log"
     for process in (*clients, again):
         assert process.stop().code == EXIT_OK
     refused = group.start("lockd", "--bind", bind, "--data", "lockd", "--rebuild", "3").end()
@@ -215,6 +223,17 @@ def test_a_retry_by_its_id_is_done_once(group: Group) -> None:
     assert group.op("a", "read").content == b"one\ntwo --- new\n"
     wrong = group.client("write", "notes.txt", "one", "--data", "a", "--retry", "one")
     assert (wrong.code, wrong.err) == (2, "client: --retry one: an op's id reads like anna:7\n")
+    assert a.stop().code == EXIT_OK
+
+
+def test_a_client_whose_directory_is_deleted_ends(group: Group) -> None:
+    group.lockd("--ttl", "500ms")
+    a, b = group.serving("a"), group.serving("b")
+    group.op("a", "write", "one")
+    shutil.rmtree(group.path("b"))
+    ended = b.end()
+    assert ended.code == EXIT_CRASHED and "b/events.log was deleted while this client ran" in ended.err
+    group.op("a", "write", "two")
     assert a.stop().code == EXIT_OK
 
 

@@ -278,7 +278,7 @@ def test_a_full_disk_changes_nothing(steps: list[Step], at: int, room: int, more
             else:
                 assert not journal.states()
                 assert not any(files.values())
-        assert refusals <= {"the disk is full"}
+        assert refusals <= {"the disk is full; make room"}
         for step in more:
             journal.write(story.change(*step.edits, back=step.back))
         for left in (disk.fork(), disk):

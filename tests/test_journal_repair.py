@@ -149,6 +149,7 @@ def test_a_live_file_that_somebody_changed_is_rebuilt_at_the_next_read(tmp_path:
             (tmp_path / "edited").rename(file)
         assert journal.read(FILE) == story.content
         assert plain(tmp_path) == story.content
+        assert journal.repairs == [f"files/{FILE} was brought back to version 9 from byte 0 on"]
         journal.write(story.write("more"))
         assert plain(tmp_path) == story.content
     open_journal(tmp_path).close()

@@ -5,6 +5,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -1347,9 +1348,10 @@ def test_hosts_whose_logs_are_elsewhere_are_named() -> None:
 
 def test_a_host_in_two_logs_is_caught() -> None:
     evidence = good_group().evidence()
-    client = replace(evidence.clients[0], name="copy", journals={}, files={}, snapshots=None)
+    lines = evidence.clients[0].lines[1:]
+    client = replace(evidence.clients[0], name="copy", lines=lines, journals={}, files={}, snapshots=None)
     evidence = replace(evidence, clients=[*evidence.clients, client])
-    assert wrong(evidence)["clocks"] == "copy/events.log:3: client-0 is in client-0/events.log:3 too"
+    assert wrong(evidence)["clocks"] == f"copy/events.log:{lines[0].number}: client-0 is in client-0/events.log:3 too"
 
 
 # Copies, and hosts that count anew
@@ -1410,6 +1412,21 @@ def test_a_copy_that_has_done_nothing_passes() -> None:
     group.copy(0, "copy")
     assert wrong(group.evidence()) == {}
     assert found(group.evidence())["logs"].detail.endswith("; copy begins with 1 line of client-0")
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_directory_whose_place_its_copy_has_taken_is_the_copys_begin(turned: bool) -> None:
+    group = Group("client-0", "client-1")
+    group.do(0, "write", text="one")
+    group.do(1, "read")
+    left = deepcopy(group.evidence().clients[0])
+    group.do(1, "write", text="two")
+    group.do(0, "write", text="three")
+    evidence = by_hand(group)
+    clients = [*evidence.clients, replace(left, name="left")]
+    evidence = replace(evidence, clients=clients[::-1] if turned else clients)
+    assert wrong(evidence) == {}
+    assert found(evidence)["logs"].detail.endswith("; left begins with 1 line of client-0")
 
 
 def test_a_copy_without_its_original_tells_of_it_as_far_as_it_goes() -> None:

@@ -29,7 +29,9 @@ def show(plan: Plan, run_dir: str | None) -> int:
 
 def conclude(ending: Ending, record: RunRecord) -> int:
     """Put the end on record, and print the counts and the verdict; return the exit code. Raises CommandError."""
-    record.end(finished=ending.finished, left=(), stopped=ending.stopped_by is not None)
+    came = {one.fault.kind for one in ending.injected}
+    more = {"faults": [kind for kind in KINDS if kind in came]} if came else None
+    record.end(finished=ending.finished, left=(), stopped=ending.stopped_by is not None, more=more)
     _tell_counts(ending)
     is_good = _has_run(record.directory) and judge_run(record.directory)
     for problem in ending.problems:

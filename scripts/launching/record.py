@@ -40,8 +40,11 @@ class RunRecord:
             raise _unusable(directory, error) from None
         return record
 
-    def end(self, *, finished: bool, left: Sequence[str], stopped: bool) -> None:
-        """Record how the run ended. Raises CommandError."""
+    def end(
+        self, *, finished: bool, left: Sequence[str], stopped: bool, more: Mapping[str, object] | None = None
+    ) -> None:
+        """Record how the run ended; `more` stands in place of what was said at the start. Raises CommandError."""
+        self._more = {**self._more, **(more or {})}
         path = self.directory / "run.json"
         new = self.directory / "run.json.new"
         try:

@@ -2,7 +2,8 @@
 
 A data directory may be copied. lockd lets the copy go on as another replica, with a host of its own; its log begins
 with the lines that it was copied with. These are its origin's, and count there alone, as far as both logs are the
-same from their first line on. What differs is the copy's own, and two logs that tell of one host are wrong.
+same from their first line on. What differs is the copy's own, and two logs that tell of one host are wrong. It is the
+same where a copy has taken its origin's place, under its host: the longer log is the one that goes on.
 
 A directory goes on under another host, too, where its newest events were lost. Then no log goes on with its former
 host: what others know of that may be more than is told anywhere.
@@ -31,12 +32,12 @@ def owners(clients: Sequence[Client]) -> dict[str, Client]:
 
 
 def owner_by_line(client: Client, by_host: Mapping[str, Client]) -> Iterator[Client]:
-    """Yield whose each line of a client's log is: its own, but for those of other hosts that it was copied with."""
+    """Yield whose each line of a client's log is: its own, but for those of other owners that both logs begin with."""
     same: dict[str, int] = {}
     for index, line in enumerate(client.lines):
         host = line.event.host
         if host not in same:
-            same[host] = 0 if host == own_host(client) else _same_lines(client, by_host[host])
+            same[host] = 0 if by_host[host] is client else _same_lines(client, by_host[host])
         yield by_host[host] if index < same[host] else client
 
 

@@ -354,7 +354,8 @@ class Directory:
             max((int(id_.removeprefix(own)) for id_ in ids if id_.startswith(own)), default=0),
         )
         last_us = events[-1].time_us if events else 0
-        return Client(identity, self.journal, states, clock, last_us, reversed(events))
+        reads = {event.values["file"]: event.clock for event in events if event.verb == "read"}
+        return Client(identity, self.journal, states, clock, last_us, reversed(events), reads)
 
 
 class ClientProcess:
