@@ -198,7 +198,6 @@ class Holder:
         if op is None or op.stage != "releasing":
             return
         if message.current:
-            self._shared.reads[op.file] = op.clock
             if op.file in self._shared.files:
                 self._finish(op, "ok", "")
             else:
@@ -324,6 +323,7 @@ class Holder:
         shared.emit(Begin(number, op.id))
 
         def then() -> None:
+            shared.reads[op.file] = op.clock
             shared.emit(ReadFile(number, op.file))
             op.stage = "releasing"
             self._release(op, shared.clock, confirm=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Literal, assert_never
 
 import zmq
-from msgspec import Struct
+from msgspec import Struct, structs
 
 from client.core import Client
 from client.directory import default_name, listen
@@ -70,13 +70,17 @@ class Result(Struct, frozen=True):
 
 
 class _Wanted(Struct):
-    """Whom to tell of an op's beginning and end, and how much of a read's content to keep; None keeps it all."""
+    """Whom to tell of an op's beginning and end, and how much of a read's content to keep; None keeps it all.
+
+    `trouble` is why the content cannot be read.
+    """
 
     begin: Callable[[str], bool] | None
     done: Callable[[Result], None]
     tail_bytes: int | None
     length: int = 0
     content: bytes = b""
+    trouble: str = ""
 
 
 class Node:
@@ -456,16 +460,21 @@ class Node:
 
     def _read(self, op: int, file: str) -> None:
         wanted = self._wanted[op]
-        if wanted.tail_bytes is None:
-            wanted.content = self._journal.read(file)
-            wanted.length = len(wanted.content)
-        else:
-            wanted.length, wanted.content = self._journal.tail(file, wanted.tail_bytes)
+        try:
+            if wanted.tail_bytes is None:
+                wanted.content = self._journal.read(file)
+                wanted.length = len(wanted.content)
+            else:
+                wanted.length, wanted.content = self._journal.tail(file, wanted.tail_bytes)
+        except StorageError as error:
+            wanted.trouble = str(error)
         while self._journal.repairs:
             self._diagnostics.note(self._journal.repairs.pop(0))
 
     def _finish(self, op: int, finished: Finished) -> None:
         wanted = self._wanted.pop(op)
+        if wanted.trouble and finished.outcome == "ok":
+            finished = structs.replace(finished, outcome="failed", reason=wanted.trouble)
         wanted.done(Result(finished, wanted.length, wanted.content))
 
     def _connect(self, replica: str, endpoint: str, incarnation: str) -> None:

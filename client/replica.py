@@ -272,8 +272,9 @@ class Follower:
         state = shared.state(file)
         skip = keep - records[0].seq + 1 if records else 0
         new, new_versions = (records[skip:], versions[skip:]) if skip else (records, versions)
-        if not new and keep == state.head.version.seq and token == state.head.follows and file in shared.files:
-            taken()
+        nothing_new = not new and keep == state.head.version.seq and token == state.head.follows
+        if nothing_new and (file in shared.files or not token):
+            taken()  # and of a name that nobody has used yet no file is made: it may be forgotten again
             return
         if not self._fits(file, keep, new):
             shared.emit(Note(f"dropped ops of {shared.host_of(source)}: one begins behind the end of {file}"))

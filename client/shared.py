@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 
 from client.effects import Effect, FileState, Flush, History, Log, Persist, Remember, SendLockd
 from common.clock import Clock, tick
+from common.limits import AHEAD_US_MAX
 from common.messages import Head, Member, ToLockd
 from common.records import EMPTY, Record, Version
 
-_AHEAD_US_MAX = 10_000_000
 _OWN_COUNT_AHEAD_MAX = 1_000_000
 """Others may know so many more of our events than we: what a power cut took from our log."""
 Failed = Callable[[str], None]
@@ -138,7 +138,7 @@ class Shared:
 
         Kulkarni et al., "Logical physical clocks" (2014). A stamp far ahead of us is a wrong one, and is left alone.
         """
-        if time_us < (self.now_ns + self.offset_ns) // 1000 + _AHEAD_US_MAX:
+        if time_us < (self.now_ns + self.offset_ns) // 1000 + AHEAD_US_MAX:
             self.last_time_us = max(self.last_time_us, time_us)
 
     def log(self, time_us: int, clock: Clock, verb: str, facts: str) -> None:

@@ -40,3 +40,6 @@ QUEUE_MESSAGES_MAX: Final = 100_000
 
 LOG_TEXT_LENGTH_MAX: Final = 120
 """A text in an event log is cut, with an ellipsis, beyond so many characters."""
+
+AHEAD_US_MAX: Final = 10_000_000
+"""A stamp so many microseconds ahead of network time is a wrong one: what it causes is not stamped behind it."""

@@ -47,10 +47,11 @@ class Members:
         """Take in how far a learner has come."""
         shared = self._shared
         lock = shared.locks.get(message.file)
-        if session.member is None or lock is None or lock.file is None:
+        if session.member is None or (lock is not None and lock.file is None):
             return
         replica = session.member.replica
-        if replica in lock.file.in_sync:
+        if lock is None or lock.file is None or replica in lock.file.in_sync:
+            # A file that was forgotten meanwhile: there is nothing to learn.
             shared.send(session.route, Admitted(shared.epoch, message.file))
         else:
             self._consider(lock, lock.file, replica, message.version, message.follows, now_ns)

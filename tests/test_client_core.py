@@ -386,13 +386,16 @@ def test_a_probe_is_answered_at_once() -> None:
     assert seat.one(Here) == Here(EPOCH, 1, 7)
 
 
-def test_lockd_is_told_of_what_was_read() -> None:
+@pytest.mark.parametrize("answered", [True, False])
+def test_lockd_is_told_of_what_was_read(answered: bool) -> None:
+    """Also of a read whose Release may have come: a lockd that is rebuilt has lost it."""
     seat = Seat()
     seat.join()
     seat.submit("read")
     seat.grant(1, mode="shared")
     (line,) = seat.all(Log)
-    seat.lockd(Released(EPOCH, seat.one(Release).request, True))
+    if answered:
+        seat.lockd(Released(EPOCH, seat.one(Release).request, True))
     seat.lockd(Ended(EPOCH, 1, "a test"))
     seat.feed(Timer())
     hello = seat.all(Hello)[-1]
@@ -993,6 +996,15 @@ def test_ops_that_do_not_follow_each_other_are_dropped(seat: Seat) -> None:
     seat.answer("b", Fetched(FILE, seat.one(Fetch).request, token(2), versions[1], records, False))
     assert seat.head == EMPTY
     assert sum("do not follow" in note.text for note in seat.all(Note)) == 2
+
+
+def test_a_learner_makes_no_file_of_a_name_that_nobody_has_used_yet(seat: Seat) -> None:
+    """Its first op may come to nothing: then the name may become a folder."""
+    seat.lockd(Learn(EPOCH, FILE, (replica_id("b"),)))
+    seat.answer("b", Fetched(FILE, seat.one(Fetch).request, 0, EMPTY, (), False))
+    assert not seat.all(Persist) and not seat.journal.states()
+    report = seat.one(Report)
+    assert (report.version, report.follows) == (EMPTY, 0)
 
 
 def test_a_learner_reports_what_it_takes_in_until_it_is_admitted(seat: Seat) -> None:

@@ -226,6 +226,21 @@ def test_a_retry_by_its_id_is_done_once(group: Group) -> None:
     assert a.stop().code == EXIT_OK
 
 
+def test_a_read_of_a_file_that_somebody_has_spoiled_fails_and_the_client_goes_on(group: Group) -> None:
+    group.lockd()
+    a = group.serving("a")
+    group.op("a", "write", "one")
+    file, outside = group.path("a", "files", "notes.txt"), group.path("outside")
+    outside.write_text("not one\n")
+    file.unlink()
+    file.symlink_to(outside)
+    read = group.client("read", "notes.txt", "--data", "a")
+    assert read.code == EXIT_REFUSED and "links are not followed" in read.err
+    file.unlink()
+    assert group.op("a", "read").content == b"one\n"
+    assert a.stop().code == EXIT_OK
+
+
 def test_a_client_whose_directory_is_deleted_ends(group: Group) -> None:
     group.lockd("--ttl", "500ms")
     a, b = group.serving("a"), group.serving("b")

@@ -952,6 +952,20 @@ def test_a_file_that_only_a_failed_op_has_named_is_forgotten(desk: Desk) -> None
     a.granted("docs/x")
 
 
+def test_of_a_forgotten_file_there_is_nothing_to_learn(desk: Desk) -> None:
+    a = desk.join("a")
+    grant = a.granted("docs")
+    b = desk.join("b")
+    b.got(Learn)
+    b.say(Report, "docs", EMPTY, 0)
+    a.release(grant)
+    assert b.all(Admitted), "and this may be lost with a connection"
+    desk.effects = []
+    b.say(Report, "docs", EMPTY, 0)
+    b.got(Admitted)
+    assert not desk.changes()
+
+
 def test_a_learner_is_admitted_only_at_the_clean_version_and_under_its_token(desk: Desk) -> None:
     a = desk.join("a")
     grant = a.granted("f")

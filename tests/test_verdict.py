@@ -1,6 +1,7 @@
 """The verdict: a good run passes every property, and each damage is caught by its property, at its place."""
 
 import json
+import re
 import shutil
 import struct
 import zlib
@@ -547,7 +548,7 @@ def test_swapped_tokens_of_two_lines_are_caught() -> None:
     update = change_line(evidence, 0, 7, lambda event: event).event.values["token"]
     read = change_line(evidence, 0, 5, with_values(token=update)).event.values["token"]
     change_line(evidence, 0, 7, with_values(token=read))
-    assert set(wrong(evidence)) == {"tokens", "hash chain"}
+    assert set(wrong(evidence)) == {"tokens", "hash chain", "timestamps"}
     assert wrong(evidence)["tokens"].startswith("client-0/events.log:5: a read under")
 
 
@@ -1145,7 +1146,7 @@ def test_a_group_that_went_on_under_no_newer_token_is_caught(counter: int) -> No
         assert "hash chain" in wrong(each)
 
 
-def test_a_lost_op_that_another_has_too_is_caught() -> None:
+def test_a_lost_op_that_another_has_taken_in_is_no_damage() -> None:
     group = good_group()
     lost = group.begin(1, "write", text="lost")
     group.apply(lost, group.replicas[2])
@@ -1155,8 +1156,13 @@ def test_a_lost_op_that_another_has_too_is_caught() -> None:
     group.do(0, "write", text="meanwhile")
     group.replicas += [second, third]
     evidence = group.evidence(by_hand=True)
-    for each in (evidence, without_grants(evidence)):
-        assert "hash chain" in wrong(each)
+    assert wrong(evidence) == {}
+    behind = "notes.txt@5 of 6, with 1 op that nobody else has: undoes it when it is back"
+    assert found(evidence)["replay"].detail.count(behind) == 2
+    assert "hash chain" in wrong(without_grants(evidence)), "nothing tells that its lock expired"
+    group.replicas[1].lines = []
+    group.locks = [entry for entry in group.locks if entry.line.event != "expiry"]
+    assert "hash chain" in wrong(group.evidence(by_hand=True)), "its lock did not expire"
 
 
 def test_an_op_of_the_group_at_another_place_is_caught() -> None:
@@ -1592,6 +1598,14 @@ def test_a_record_of_another_time_is_caught() -> None:
     assert wrong(evidence) == {"timestamps": "client-0/events.log:3: the journals have another time for notes.txt@1"}
 
 
+@pytest.mark.parametrize(("number", "cause"), [(4, "client-1:1 itself"), (5, "the grant of 1.3")])
+def test_an_effect_stamped_before_its_cause_is_caught(number: int, cause: str) -> None:
+    evidence = good_group().evidence()
+    before = lines_of(evidence, 0)[number - 4].event
+    change_line(evidence, 0, number, lambda event: replace(event, time_us=before.time_us))
+    assert re.fullmatch(rf"client-0/events\.log:{number}: \d+ µs before {cause}", wrong(evidence)["timestamps"])
+
+
 # 8. logs
 
 
@@ -1702,6 +1716,36 @@ def test_a_read_of_what_is_not_in_the_history_is_caught() -> None:
     assert said["outcomes"].startswith("outcomes.jsonl:3: client-2:1 was ok at notes.txt@2 with hash=0123456789ab")
     assert "which is not in the history" in told_otherwise(3, seq=9)["outcomes"]
     assert "no journal has that file" in told_otherwise(3, file="other.txt")["outcomes"]
+
+
+@pytest.mark.parametrize("name", ["client", "verb", "version", "hash"])
+def test_an_op_that_was_told_otherwise_than_logged_is_caught(name: str) -> None:
+    """What was told is in the history; only the line of its client says otherwise."""
+    group = good_group()
+    told = group.told()
+    first = told[0]
+    said = {
+        "client": lambda: told_otherwise(2, client="client-0"),
+        "verb": lambda: told_otherwise(2, verb="update"),
+        "version": lambda: told_otherwise(3, seq=first.seq, hash=first.hash),
+        "hash": lambda: wrong(replace(read_with_another_hash(group, "0" * 12), told=told)),
+    }[name]()
+    assert f" was told with the {name} " in said["outcomes"]
+
+
+def read_with_another_hash(group: Group, hash_: str) -> Evidence:
+    evidence = group.evidence()
+    number = next(line.number for line in lines_of(evidence, 2) if line.event.verb == "read")
+    change_line(evidence, 2, number, with_values(hash=hash_))
+    return evidence
+
+
+def test_an_op_that_was_told_and_has_no_line_is_caught() -> None:
+    group = good_group()
+    evidence = replace(group.evidence(), told=group.told())
+    lines = lines_of(evidence, 2)
+    assert lines.pop().event.verb == "read"
+    assert wrong(evidence)["outcomes"] == "outcomes.jsonl:10: client-2:3 was ok, but the log of client-2 has no line"
 
 
 def test_an_op_that_failed_and_happened_is_caught() -> None:

@@ -68,7 +68,8 @@ def _went_on_without(evidence: Evidence, client: Client, file: str, seq: int, gr
     if seq > len(group.records) or group.records[seq - 1].token <= max(record.token for record in alone):
         return False
     ids = {record.id for record in alone}
-    if any(_has(other, ids) for other in evidence.clients if other is not client):
+    having = [other for other in evidence.clients if other is not client and _has(other, ids)]
+    if having and (evidence.grants is None or not all(_has_just_that(one, client, file, seq, group) for one in having)):
         return False
     if any(told.id in ids and told.outcome == "ok" for told in evidence.told or ()):
         return False
@@ -77,6 +78,18 @@ def _went_on_without(evidence: Evidence, client: Client, file: str, seq: int, gr
 
 def _has(client: Client, ids: Collection[str]) -> bool:
     return any(record.id in ids for journal in client.journals.values() for record in journal.records)
+
+
+def _has_just_that(other: Client, client: Client, file: str, seq: int, group: Journal) -> bool:
+    """Tell whether another has taken in a holder's push, and nothing else, before the group went on without both."""
+    own, its = client.journals[file], other.journals.get(file)
+    if its is None or first_alone(its, group) != seq:
+        return False
+    ids = {record.id for record in own.records[seq - 1 :]}
+    elsewhere = [j for name, j in other.journals.items() if name != file]
+    return not any(record.id in ids for j in elsewhere for record in j.records) and all(
+        one == another for one, another in zip(own.hashes[seq - 1 :], its.hashes[seq - 1 :], strict=False)
+    )
 
 
 def _lost_their_locks(evidence: Evidence, file: str, records: Iterable[Record]) -> bool:

@@ -50,6 +50,7 @@ def outcomes(facts: Facts) -> str:
     for one in told:
         if one.outcome == "ok":
             _is_there(facts, one, history)
+            _is_logged(facts, one)
             effects.append(_Effect(one, one.seq, one.ended_us))
         elif one.outcome == "failed" and one.id in history:
             file, seq = history[one.id]
@@ -102,6 +103,25 @@ def _is_there(facts: Facts, told: Told, history: dict[str, tuple[str, int]]) -> 
     if told.seq > len(journal.records) or hash_at(journal, told.seq) != told.hash:
         what = f"{told.id} was ok at {told.file}@{told.seq} with hash={told.hash}"
         raise Wrong(_where(told), f"{what}, which is not in the history")
+
+
+def _is_logged(facts: Facts, told: Told) -> None:
+    """What was ok is in its client's log as it was told."""
+    line, host = facts.authors.get(told.id), author_of(told.id)
+    if line is None:
+        if host in facts.by_host and host not in facts.former:
+            raise Wrong(
+                _where(told), f"{told.id} was ok, but the log of {facts.by_host[host][0].client.name} has no line"
+            )
+        return  # that log is not here, or has lost its end
+    for name, said, logged in (
+        ("client", told.client, host.partition("#")[0]),
+        ("verb", told.verb, line.verb),
+        ("version", f"{told.file}@{told.seq}", f"{line.file}@{line.seq}"),
+        ("hash", told.hash, line.hash),
+    ):
+        if said != logged:
+            raise Wrong(_where(told), f"{told.id} was told with the {name} {said}, {line.where} has {logged}")
 
 
 def _unknown_that_happened(

@@ -9,11 +9,12 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
+from common.limits import AHEAD_US_MAX
 from common.records import Record
-from common.tokens import token_epoch
+from common.tokens import format_token, token_epoch
 from scripts.verdict.causality import clocks
 from scripts.verdict.evidence import Asked, Evidence, PropertyName
-from scripts.verdict.facts import Facts, Tick, author_of, gather, place
+from scripts.verdict.facts import OPS, Facts, Tick, author_of, gather, place
 from scripts.verdict.finding import Finding, Wrong, counted
 from scripts.verdict.history import hash_chain, replay, snapshots
 from scripts.verdict.outcomes import outcomes
@@ -107,7 +108,7 @@ def _as_asked(facts: Facts, asked: Asked, done: int) -> str:
 
 
 def timestamps(facts: Facts) -> str:
-    """Network time never runs back within a process, and a record has the time of its author's line."""
+    """Network time never runs back, in a process and from cause to effect; a record has its author's line's time."""
     spread_us = 0
     for _, ticks in facts.logs:
         for before, line in itertools.pairwise(ticks):
@@ -122,8 +123,25 @@ def timestamps(facts: Facts) -> str:
             author = facts.authors.get(record.id)
             if author is not None and author.time_us != record.time_us:
                 raise Wrong(author.where, f"the journals have another time for {file}@{record.seq}")
+    _come_after_their_causes(facts)
     processes = counted(len(facts.by_host), "process", "processes")
     return f"never run back in {processes}, over {spread_us / 1e6:.3f} s"
+
+
+def _come_after_their_causes(facts: Facts) -> None:
+    """An op is stamped behind the grant of its token, and what is applied or undone behind the op."""
+    grants = facts.evidence.grants
+    lines = [entry.line for entry in grants.lines if entry.line.event == "grant"] if grants else []
+    granted = {line.token: line.time_us for line in lines}
+    for _, ticks in facts.logs:
+        for line in ticks:
+            author = facts.authors.get(line.id)
+            if line.verb in OPS:
+                cause_us, cause = granted.get(line.token), f"the grant of {format_token(line.token)}"
+            else:
+                cause_us, cause = author.time_us if author else None, f"{line.id} itself"
+            if cause_us is not None and 0 < cause_us - line.time_us < AHEAD_US_MAX:
+                raise Wrong(line.where, f"{cause_us - line.time_us} µs before {cause}")
 
 
 def _grants_rise(facts: Facts) -> None:
