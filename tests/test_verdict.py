@@ -1045,7 +1045,7 @@ def without_grants(evidence: Evidence) -> Evidence:
     return replace(evidence, grants=None)
 
 
-BEHIND = "; client-1 is behind (notes.txt@5 of 6, with {} that nobody else has: undoes {} when it is back)"
+BEHIND = "; client-1 is behind (notes.txt@5 of 6, with {} that the group does not have: undoes {} when it is back)"
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (1, 2, 0), (2, 1, 0), (1, 0)])
@@ -1073,8 +1073,8 @@ def test_what_the_group_went_on_without_is_told_by_client_and_file() -> None:
     said = found(group.evidence(by_hand=True))
     assert [finding for finding in said.values() if not finding.ok] == []
     assert said["replay"].detail.endswith(
-        "; client-0 is behind (deep/plans.txt@2 of 3, notes.txt@5 of 6, with 1 op that nobody else has: undoes it when "
-        "it is back); client-1 is behind (deep/plans.txt@2 of 3, with 1 op that nobody else has: undoes it when it is "
+        "; client-0 is behind (deep/plans.txt@2 of 3, notes.txt@5 of 6, with 1 op that the group does not have: undoes it when "
+        "it is back); client-1 is behind (deep/plans.txt@2 of 3, with 1 op that the group does not have: undoes it when it is "
         "back, notes.txt@5 of 6)"
     )
 
@@ -1157,7 +1157,7 @@ def test_a_lost_op_that_another_has_taken_in_is_no_damage() -> None:
     group.replicas += [second, third]
     evidence = group.evidence(by_hand=True)
     assert wrong(evidence) == {}
-    behind = "notes.txt@5 of 6, with 1 op that nobody else has: undoes it when it is back"
+    behind = "notes.txt@5 of 6, with 1 op that the group does not have: undoes it when it is back"
     assert found(evidence)["replay"].detail.count(behind) == 2
     assert "hash chain" in wrong(without_grants(evidence)), "nothing tells that its lock expired"
     group.replicas[1].lines = []

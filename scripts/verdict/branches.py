@@ -1,8 +1,8 @@
-"""Branches: which journal of a file has the group's history, and whose journal ends with ops that only it has.
+"""Branches: which journal of a file has the group's history, and whose journal ends with ops that it does not have.
 
-A client logs an op and keeps it before it pushes it. Where its lock is lost in between, the group goes on without the
-op: its push is fenced. The client undoes it when it is back; until then its journal ends with what nobody else has.
-That is no damage, but only as far as the evidence bears it out: else a journal that differs has diverged.
+A client logs an op and keeps it before it pushes it. Where its lock is lost before all have the op, the group may go on
+without it: the push is fenced from then on. Who has the op undoes it when he is back; until then his journal ends with
+it. That is no damage, but only as far as the evidence bears it out: else a journal that differs has diverged.
 """
 
 from collections.abc import Collection, Iterable, Sequence
@@ -39,7 +39,7 @@ def first_alone(journal: Journal, other: Journal) -> int:
 
 
 def find_lost(evidence: Evidence, clients: Sequence[Client]) -> dict[tuple[str, str], int]:
-    """Return, per client and file, the first of the ops behind which its lock was lost, and that only it has.
+    """Return, per client and file, the first of the ops whose lock was lost, and that the group does not have.
 
     Of two branches the group's is the one of the newer token: a push under an older one is fenced by then.
     """
