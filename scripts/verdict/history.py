@@ -140,8 +140,8 @@ def replay(facts: Facts) -> str:
                 shared = facts.strayed[client.name, file] - 1
                 ops = counted(seq - shared, "op")
                 which = "it" if seq - shared == 1 else "them"
-                what = f"{file}@{shared} of {newest}, with {ops} that the group does not have: undoes {which} when it is back"
-                behind[client.name].append(what)
+                more = f"with {ops} that the group does not have: undoes {which} when it is back"
+                behind[client.name].append(f"{file}@{shared} of {newest}, {more}")
             elif alone := facts.strayed.get((client.name, file)):
                 behind[client.name].append(f"{file}@{alone} is unknown to the others")
             elif seq != newest:
