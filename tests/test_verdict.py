@@ -1074,8 +1074,8 @@ def test_what_the_group_went_on_without_is_told_by_client_and_file() -> None:
     assert [finding for finding in said.values() if not finding.ok] == []
     assert said["replay"].detail.endswith(
         "; client-0 is behind (deep/plans.txt@2 of 3, notes.txt@5 of 6, with 1 op that the group does not have: undoes "
-        "it when it is back); client-1 is behind (deep/plans.txt@2 of 3, with 1 op that the group does not have: undoes "
-        "it when it is back, notes.txt@5 of 6)"
+        "it when it is back); client-1 is behind (deep/plans.txt@2 of 3, with 1 op that the group does not have: "
+        "undoes it when it is back, notes.txt@5 of 6)"
     )
 
 
