@@ -108,6 +108,9 @@ class MemoryJournal:
     def write(self, change: Persist) -> None:
         """Do what Persist asks for. Raises StorageError with nothing changed."""
         self._check()
+        for other in self._files if change.file not in self._files else ():
+            if f"{other}/".startswith(f"{change.file}/") or f"{change.file}/".startswith(f"{other}/"):
+                raise StorageError(f"files/{change.file} cannot be made: {other} is in the way")
         file = self._files.get(change.file, _File())
         assert 0 <= change.keep <= len(file.records) and len(change.records) == len(change.hashes)
         versions, contents = file.versions[: change.keep + 1], file.contents[: change.keep + 1]

@@ -181,6 +181,9 @@ class Story:
         tokens = f"promised {format_token(effect.promised)}, follows {format_token(effect.follows)}"
         self._tell(f"  {client.name} keeps {effect.file}@{seq}, {tokens}")
 
+    def begins(self, client: ClientProcess, op: int) -> bool:
+        return True
+
     def finished(self, client: ClientProcess, effect: Finished) -> None:
         reason = f": {effect.reason}" if effect.reason else ""
         self._tell(f"  {client.name} ends {effect.id} {effect.outcome} at {self._short(effect.version)}{reason}")

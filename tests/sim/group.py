@@ -108,9 +108,15 @@ class Actor:
         self._todo.append(op)
         self._next()
 
+    def wants(self, op: int) -> bool:
+        """Tell whether an op under way is still wanted."""
+        return self._running[op].op.wanted
+
     def finished(self, effect: Finished) -> None:
         """Take in an op's outcome, and go on."""
         running = self._running.pop(effect.op)
+        if not running.op.wanted and effect.outcome == "ok":
+            raise Broken(f"{effect.id} of {self.plan.name} ended ok, and nobody waited for it")
         if running.op.fails:
             if effect.outcome != "failed":
                 raise Broken(f"{effect.id} of {self.plan.name} cannot have ended {effect.outcome}")
@@ -329,6 +335,9 @@ class Group:
 
     def met(self, client: ClientProcess, file: str, token: int) -> None:
         self.watch.met(client, file, token)
+
+    def begins(self, client: ClientProcess, op: int) -> bool:
+        return self._by_name[client.name].wants(op)
 
     def finished(self, client: ClientProcess, effect: Finished) -> None:
         self._by_name[client.name].finished(effect)

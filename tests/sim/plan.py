@@ -17,7 +17,8 @@ _TEXTS: Final = ("", "short", "zwölf Boxkämpfer", 'a "quoted" \\ text = 1', "l
 class PlannedOp:
     """An op: a pause before it, and of a restore how far back it goes: 0 to 1 of what was acknowledged.
 
-    A restore beyond that names a version that is not there, and has to fail.
+    A restore beyond that names a version that is not there, and has to fail. One that is not `wanted` is given up by
+    who asked for it before it begins.
     """
 
     verb: OpVerb
@@ -25,6 +26,7 @@ class PlannedOp:
     text: str
     back: float
     think_ns: int
+    wanted: bool = True
 
     @property
     def fails(self) -> bool:
@@ -116,6 +118,9 @@ def draw_plan(seed: int, *, calm: bool = False) -> Plan:
         return Plan(seed, files, tuple(clients), delay_ns, _DELAY_NS_MAX, 3_000 * _MS, fetch_bytes_max)
     if random.random() < 0.5:
         faults = draw_faults(random, count, 1_000 * _MS)
+        if random.random() < 0.2:
+            files = ("a", "a/b", "a/b/c")
+            clients = [_with_names(random, client, files) for client in clients]
         return Plan(seed, files, tuple(clients), delay_ns, _DELAY_NS_MAX, 1_000 * _MS, fetch_bytes_max, faults)
     # A storm: few files, and messages under way for longer than a lease; so hand-overs cross with all that is late.
     clients = [replace(client, ops=tuple([replace(op, file="a.txt") for op in client.ops])) for client in clients]
@@ -124,6 +129,12 @@ def draw_plan(seed: int, *, calm: bool = False) -> Plan:
     usual = random.choice((0.97, 0.8, 0.5))
     delay_ns = random.choice((1 * _MS, 10 * _MS))
     return Plan(seed, ("a.txt",), tuple(clients), delay_ns, 4 * ttl_ns, ttl_ns, fetch_bytes_max, faults, usual)
+
+
+def _with_names(random: Random, client: PlannedClient, files: tuple[str, ...]) -> PlannedClient:
+    """Have its ops go to files that are in each other's way; half of them come to nothing, and free the name again."""
+    ops = [replace(op, file=random.choice(files), wanted=random.random() < 0.5) for op in client.ops]
+    return replace(client, ops=tuple(ops))
 
 
 def _draw_op(random: Random, files: tuple[str, ...], reads: int, think_ns: int) -> PlannedOp:

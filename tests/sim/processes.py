@@ -102,6 +102,9 @@ class Observer(Protocol):
     def persisted(self, client: "ClientProcess", effect: Persist) -> None:
         """A client has written to its journal."""
 
+    def begins(self, client: "ClientProcess", op: int) -> bool:
+        """Tell whether an op that is about to begin is still wanted."""
+
     def finished(self, client: "ClientProcess", effect: Finished) -> None:
         """An op has ended."""
 
@@ -506,7 +509,7 @@ class ClientProcess:
     def _do(self, effects: list[Effect]) -> list[Effect]:
         """Do the effects in their order; return those that follow from a Persist, the last of them."""
         world, directory = self.world, self.directory
-        logged = len(directory.lines)
+        logged, refusal = len(directory.lines), ""
         for effect in effects:
             if self.crash_in is not None:
                 self.crash_in -= 1
@@ -531,6 +534,8 @@ class ClientProcess:
                     if effect is not effects[-1]:
                         raise Broken(f"{self.name}: a Persist is not the last effect of its list")
                     try:
+                        if refusal:
+                            raise StorageError(refusal)
                         directory.journal.write(effect)
                     except StorageError as error:
                         del directory.lines[logged:]
@@ -538,14 +543,15 @@ class ClientProcess:
                     world.observer.persisted(self, effect)
                     return self.core.handle(Persisted(ticket), self.now_ns)
                 case Flush(ticket):
-                    if directory.journal.failing:
+                    if refusal := refusal or directory.journal.failing:
                         del directory.lines[logged:]
-                        return self.core.handle(PersistFailed(ticket, directory.journal.failing), self.now_ns)
+                        return self.core.handle(PersistFailed(ticket, refusal), self.now_ns)
                     return self.core.handle(Persisted(ticket), self.now_ns)
                 case ReadFile(op, file):
                     self.reads[op] = directory.journal.read(file)
-                case Begin():
-                    pass  # every op is wanted; that one is not is to the core as a full disk
+                case Begin(op):
+                    if not world.observer.begins(self, op):
+                        refusal = "nobody waits for it any more"
                 case Finished():
                     world.observer.finished(self, effect)
                 case Connect(member):
