@@ -188,4 +188,4 @@ class Restart:
             shared.locks[file] = Lock(file, "file", FileState(in_sync), writers_clock=clock)
             changes.append(InSyncChanged(file, in_sync))
         shared.persist(*changes)
-        shared.emit(Note(f"rebuilt from {len(survivors)} replicas: {len(heads)} files, epoch {shared.epoch}"))
+        shared.emit(Note(f"rebuilt from {len(survivors)} replicas, epoch {shared.epoch}; files: {len(heads)}"))

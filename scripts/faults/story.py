@@ -80,7 +80,7 @@ class Story(Run):
         self._tell(f"kill -9 of {victim}, {what}")
         before = fleet.outcomes.counts["ok"]
         self._wait(_DOWN_S)
-        self._follow(f"the others go on: {fleet.outcomes.counts['ok'] - before} ops were ok in the {_DOWN_S:g} s since")
+        self._follow(f"the others go on: ops ok in the {_DOWN_S:g} s since: {fleet.outcomes.counts['ok'] - before}")
         if doing is not None:
             self._follow("nobody was told how its op ended: it is unknown, and the verdict looks whether it happened")
         fleet.let_up(victim)
@@ -205,7 +205,7 @@ class Story(Run):
         self._tell("kill -9 of lockd")
         self._wait(_DOWN_S)
         done = fleet.outcomes.counts["ok"] - before
-        self._follow(f"no lock is granted any more: {done} ops were ok in the {_DOWN_S:g} s since")
+        self._follow(f"no lock is granted any more: ops ok in the {_DOWN_S:g} s since: {done}")
         fleet.let_up(LOCKD)
         if not fleet.until(lambda: fleet.lockd.is_ready, READY_S):
             return self._miss(f"lockd is not back after {READY_S:g} s")
