@@ -145,15 +145,8 @@ class PlainFiles:
     def remove(self, name: str) -> None:
         """Take a file away that `create` has just made, if possible, and the directories that are empty then."""
         self._open.forget(name)
-        try:
-            directory = self._directory(name, create=False)
-            try:
-                self._disk.unlink(name.rpartition("/")[2], dir_fd=directory)
-            finally:
-                self._disk.close(directory)
-        except OSError:
-            return  # an empty file without ops does no harm
-        self._remove_folders(name)
+        if self._take_away(name, self._disk.unlink):  # else an empty file without ops does no harm
+            self._remove_folders(name)
 
     def size(self, name: str) -> int | None:
         """Return the file's length in bytes, or None where the name leads to no plain file.
@@ -218,7 +211,8 @@ class PlainFiles:
                 try:
                     descriptor = self._disk.open(last, flags, dir_fd=directory)
                 except (FileNotFoundError, IsADirectoryError) as error:
-                    if not create or (isinstance(error, IsADirectoryError) and not self._remove_empty(name)):
+                    in_the_way = isinstance(error, IsADirectoryError)
+                    if not create or (in_the_way and not self._take_away(name, self._disk.rmdir)):
                         raise
                     descriptor = self._disk.open(last, flags | os.O_CREAT | os.O_EXCL, 0o666, dir_fd=directory)
                     made = True
@@ -242,15 +236,15 @@ class PlainFiles:
     def _remove_folders(self, name: str) -> None:
         """Take away the directories above a file, as far as they are empty."""
         while name := name.rpartition("/")[0]:
-            if not self._remove_empty(name):
+            if not self._take_away(name, self._disk.rmdir):
                 return
 
-    def _remove_empty(self, name: str) -> bool:
-        """Take away an empty directory, such as an op makes that comes to nothing; tell whether that went well."""
+    def _take_away(self, name: str, remove: Callable[..., None]) -> bool:
+        """Take away a file, or an empty directory as an op makes that comes to nothing; tell whether that went well."""
         try:
             directory = self._directory(name, create=False)
             try:
-                self._disk.rmdir(name.rpartition("/")[2], dir_fd=directory)
+                remove(name.rpartition("/")[2], dir_fd=directory)
             finally:
                 self._disk.close(directory)
         except OSError:

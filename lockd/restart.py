@@ -10,7 +10,7 @@ from functools import reduce
 
 from common.clock import Clock, merge
 from common.grantlog import GrantLine
-from common.messages import Grant, Hello, Mode, ReplicaHello
+from common.messages import Grant, Head, Hello, Mode, ReplicaHello
 from common.names import lock_name_problem
 from common.records import EMPTY
 from common.tokens import EPOCH_MAX, make_token, token_epoch
@@ -163,7 +163,8 @@ class Restart:
             own = other.replica
             replicas.append((own, other))
             hosts.update((own.own_host, *own.hosts))
-            for file, head in own.heads.items():
+            unmade = {file: Head(EMPTY, 0, {}) for file in own.reads}  # read, and no disk had room for the file
+            for file, head in (unmade | dict(own.heads)).items():
                 hosts |= head.clock.keys()
                 version = head.version
                 clocks.setdefault(file, []).append(head.clock)

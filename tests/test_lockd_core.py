@@ -1482,6 +1482,15 @@ def test_a_host_that_two_survivors_have_had_stays_with_who_did_more() -> None:
     assert (old.welcome().host, new.welcome().host) == ("old#2", "ben")
 
 
+def test_after_a_rebuild_the_read_of_a_file_that_no_disk_had_room_for_comes_before_its_first_change() -> None:
+    desk = Desk(Durable("f" * 16, 1, rebuild=2))
+    a, b = Guest(desk, "a"), Guest(desk, "b")
+    a.hello(group=GROUP, epoch=1, own_host="a", start_count=2, count=3, reads={"f": {"a": 3}})
+    b.hello(group=GROUP, epoch=1, own_host="b", start_count=2)
+    assert a.welcome().host == "a"
+    assert a.granted("f").clock == {"a": 3}
+
+
 def test_after_a_rebuild_a_host_that_has_lost_events_counts_anew_whoever_comes_first() -> None:
     desk = Desk(Durable("f" * 16, 1, rebuild=2))
     a, c = Guest(desk, "a"), Guest(desk, "c")
