@@ -127,6 +127,7 @@ class Node:
             raise CommandError(EXIT_CRASHED, f"{error}; mend that, then start again") from None
         except OSError as error:
             raise refused(f"{directory} cannot be used ({error.strerror}); choose another --data") from None
+        self._diagnostics.note(f"start {start_count} of this directory, process {os.getpid()}")
         for line in repaired:
             self._diagnostics.note(line)
         self.repaired = repaired
@@ -290,6 +291,9 @@ class Node:
             self._journal.close()
         except FatalStorageError as error:
             raise CommandError(EXIT_CRASHED, f"{error}; mend that, then start again") from None
+        else:
+            if not self._broken:
+                self._diagnostics.note("ended in order")
         finally:
             self._diagnostics.close()
 

@@ -1,0 +1,399 @@
+"""What a picture of a run shows, worked out of its files: lanes, events, messages, holds, and what went wrong.
+
+Theory of operation. Everything has a place on two axes. On the axis of network time it is a moment, in microseconds
+since the run's first moment. On the axis of logical time an event's place is its depth, the length of the longest
+chain of events that led to it, so that an arrow always leads to the right and concurrent events may share a column.
+What is no event, as a hold or a crash, has its logical place between the events of its lane that it lies between.
+
+Every arrow and cut follows from the clocks alone: nothing is guessed from the order of lines in different logs.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal
+
+from common.eventlog import Event
+from common.grantlog import GrantLine
+from common.tokens import format_token, parse_token
+from scripts.picture.notes import NoteKind, NoteLine, RunNotes, apart
+from scripts.verdict.copies import owner_by_line, owners
+from scripts.verdict.evidence import Client, Evidence, Journal
+
+LOCKD: Final = "lockd"
+"""The name of lockd's lane, which is the first."""
+
+SpanKind = Literal["down", "apart", "fault"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A place on both axes: microseconds since the run's first moment, and logical time."""
+
+    time: int
+    depth: float
+
+
+@dataclass(slots=True)
+class Mark:
+    """An event in its lane. `changed` are the components, its own aside, that rose with it; `rest` ends its line.
+
+    `text` is the line from the verb on. A mark that is `struck` tells of what its own lane took back later.
+    """
+
+    lane: int
+    host: int
+    count: int
+    at: Place
+    event: Event
+    text: str
+    changed: tuple[tuple[int, int], ...]
+    struck: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """A lock held by a lane under a token, from `begin` to `end`; it was asked for at `asked`.
+
+    `over` says how it ended; "open" if no line tells.
+    """
+
+    lane: int
+    lock: str
+    mode: str
+    token: int
+    asked: Place
+    begin: Place
+    end: Place
+    over: Literal["release", "expiry", "open"]
+    waited_us: int
+
+
+@dataclass(frozen=True, slots=True)
+class Arrow:
+    """Something that went from one lane to another. `fenced` ones were refused where they came.
+
+    A sync message leads from one mark to another, by their numbers; else these are -1.
+    """
+
+    kind: Literal["sync", "hand-off", "fenced"]
+    source: int
+    begin: Place
+    target: int
+    end: Place
+    label: str = ""
+    source_mark: int = -1
+    target_mark: int = -1
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """A line of client.log or lockd.log, or of what was done to the run, at its place in a lane."""
+
+    lane: int
+    kind: NoteKind
+    at: Place
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A stretch of a lane: its process is down, is apart from lockd, or something is done to it on purpose."""
+
+    lane: int
+    kind: SpanKind
+    begin: Place
+    end: Place
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """All that is drawn. `origin_us` is the first moment, microseconds since 1970; lane 0 is lockd's.
+
+    `marks` stand in an order that respects happens-before. `histories` has each file's ops as the newest journal
+    tells them.
+    """
+
+    title: str
+    origin_us: int
+    lanes: Sequence[str]
+    hosts: Sequence[str]
+    marks: Sequence[Mark]
+    holds: Sequence[Hold]
+    arrows: Sequence[Arrow]
+    notes: Sequence[Note]
+    spans: Sequence[Span]
+    histories: Mapping[str, Journal]
+
+
+def draw(title: str, evidence: Evidence, told: RunNotes) -> Picture:
+    """Work out the picture of a run."""
+    clients = [client for client in evidence.clients if client.lines or client.name in told.clients]
+    grants = [line.line for line in evidence.grants.lines] if evidence.grants else []
+    return _Drawing(title, clients, grants, told).picture()
+
+
+@dataclass(slots=True)
+class _Lane:
+    """What places things in a lane: its marks' moments and depths, both rising."""
+
+    times: list[int] = field(default_factory=list)
+    depths: list[float] = field(default_factory=list)
+
+    def depth_at(self, time: int) -> float:
+        """Return the logical time of a moment of this lane: between the events that it lies between."""
+        after = bisect_right(self.times, time)
+        if not self.times:
+            return 0.0
+        if after == 0:
+            return self.depths[0] - 0.5
+        if after == len(self.times):
+            return self.depths[-1] + 0.5
+        begin, end = self.times[after - 1], self.times[after]
+        share = (time - begin) / (end - begin)
+        return self.depths[after - 1] + share * (self.depths[after] - self.depths[after - 1])
+
+
+class _Drawing:
+    """One picture in the making."""
+
+    def __init__(self, title: str, clients: Sequence[Client], grants: Sequence[GrantLine], told: RunNotes) -> None:
+        self._title, self._clients, self._grants, self._told = title, clients, grants, told
+        self._lanes = [LOCKD, *[client.name for client in clients]]
+        self._lane_of: dict[str, int] = {}
+        self._shapes = [_Lane() for _ in self._lanes]
+        moments = [line.event.time_us for client in clients for line in client.lines]
+        moments += [line.time_us for line in grants] + told.moments()
+        self._origin_us = min(moments, default=0)
+        self._end_us = max(moments, default=0)
+
+    def picture(self) -> Picture:
+        """Return what is drawn."""
+        marks, hosts = self._draw_marks()
+        self._shape_lockd()
+        holds = self._draw_holds()
+        arrows = [*self._draw_syncs(marks), *self._draw_hand_offs(holds), *self._draw_fenced(marks)]
+        notes = [
+            Note(lane, note.kind, self._place(lane, note.time_us), note.text)
+            for lane, notes in self._notes_by_lane()
+            for note in notes
+        ]
+        return Picture(
+            self._title,
+            self._origin_us,
+            self._lanes,
+            hosts,
+            marks,
+            holds,
+            arrows,
+            notes,
+            self._draw_spans(),
+            _histories(self._clients),
+        )
+
+    def _place(self, lane: int, time_us: int) -> Place:
+        time = time_us - self._origin_us
+        return Place(time, self._shapes[lane].depth_at(time))
+
+    # Events
+
+    def _draw_marks(self) -> tuple[list[Mark], list[str]]:
+        """Place every event, copies of lines left out; a place rises along happens-before."""
+        by_host = owners(self._clients)
+        owned = [
+            (lane, line)
+            for lane, client in enumerate(self._clients, 1)
+            for line, owner in zip(client.lines, owner_by_line(client, by_host), strict=True)
+            if owner is client
+        ]
+        # What happens before another event has a smaller clock, so a smaller sum.
+        owned.sort(key=lambda pair: (sum(pair[1].event.clock.values()), pair[1].event.time_us))
+        hosts = sorted({host for _, line in owned for host in line.event.clock}, key=lambda host: (len(host), host))
+        numbers = {host: number for number, host in enumerate(hosts)}
+        depths: dict[tuple[str, int], int] = {}
+        before: dict[str, Mapping[str, int]] = {}
+        marks: list[Mark] = []
+        for lane, line in owned:
+            event = line.event
+            host, clock = event.host, event.clock
+            last = before.get(host, {})
+            rose = [(other, count) for other, count in clock.items() if count > last.get(other, 0) and other != host]
+            own = clock.get(host, 0)
+            shape = self._shapes[lane]
+            depth = 1 + max(
+                depths.get((host, own - 1), 0),
+                *[depths.get(one, 0) for one in rose],
+                shape.depths[-1] if shape.depths else 0,
+            )
+            depths[host, own] = depth
+            before[host] = clock
+            time = event.time_us - self._origin_us
+            shape.times.append(max(time, shape.times[-1] if shape.times else time))
+            shape.depths.append(depth)
+            self._lane_of[host] = lane
+            text = line.raw.split(" ", 3)[3]
+            changed = tuple([(numbers[other], count) for other, count in rose])
+            marks.append(Mark(lane, numbers[host], own, Place(time, depth), event, text, changed))
+        _strike(marks)
+        return marks, hosts
+
+    # Locks
+
+    def _shape_lockd(self) -> None:
+        """Give lockd's lane the logical times of those to whom it granted."""
+        shape = self._shapes[0]
+        for line in self._grants:
+            if (lane := self._lane(line.client)) is not None:
+                place = self._place(lane, line.time_us)
+                shape.times.append(max([place.time, *shape.times[-1:]]))
+                shape.depths.append(max([place.depth, *shape.depths[-1:]]))
+
+    def _draw_holds(self) -> list[Hold]:
+        begun: dict[tuple[int, str], tuple[GrantLine, int]] = {}
+        holds: list[Hold] = []
+        for line in self._grants:
+            lane = self._lane(line.client)
+            if lane is None:
+                continue
+            key = line.token, line.client
+            if line.event == "grant":
+                begun[key] = line, lane
+            elif key in begun:
+                grant, lane = begun.pop(key)
+                holds.append(self._hold(grant, lane, line.time_us, line.event))
+        holds += [self._hold(grant, lane, self._end_us, "open") for grant, lane in begun.values()]
+        return sorted(holds, key=lambda hold: (hold.begin.time, hold.token))
+
+    def _hold(self, grant: GrantLine, lane: int, end_us: int, over: Literal["release", "expiry", "open"]) -> Hold:
+        waited_us = round(float(dict(grant.more).get("waited_ms", "0")) * 1000)
+        begin, end = self._place(lane, grant.time_us), self._place(lane, max(end_us, grant.time_us))
+        asked = self._place(lane, grant.time_us - waited_us)
+        return Hold(lane, grant.lock, grant.mode, grant.token, asked, begin, end, over, waited_us)
+
+    def _draw_hand_offs(self, holds: Sequence[Hold]) -> list[Arrow]:
+        """Draw from each hold's end to the begin of what was granted next on the same lock."""
+        arrows: list[Arrow] = []
+        by_lock: dict[str, list[Hold]] = defaultdict(list)
+        for hold in holds:
+            by_lock[hold.lock].append(hold)
+        for ordered in by_lock.values():
+            last: Hold | None = None
+            for hold in ordered:
+                # Beside a reader another one begins; who waited for it is who comes next.
+                if last is not None and last.end.time <= hold.begin.time and last.lane != hold.lane:
+                    begin = Place(last.end.time, min(last.end.depth, hold.begin.depth))
+                    arrows.append(Arrow("hand-off", last.lane, begin, hold.lane, hold.begin, hold.lock))
+                if last is None or hold.end.time >= last.end.time:
+                    last = hold
+        return arrows
+
+    # Messages
+
+    def _draw_syncs(self, marks: Sequence[Mark]) -> list[Arrow]:
+        """Draw from each op to those who took it in, as far as their clocks say that it came from there."""
+        ops: dict[str, int] = {}
+        arrows: list[Arrow] = []
+        for number, mark in enumerate(marks):
+            id_ = mark.event.values.get("id", "")
+            if mark.event.verb not in ("apply", "undo"):
+                ops[id_] = number
+            elif mark.event.verb == "apply" and id_ in ops:
+                op = marks[ops[id_]]
+                if op.lane != mark.lane and mark.event.clock.get(op.event.host, 0) >= op.count:
+                    arrows.append(Arrow("sync", op.lane, op.at, mark.lane, mark.at, id_, ops[id_], number))
+        return arrows
+
+    def _draw_fenced(self, marks: Sequence[Mark]) -> list[Arrow]:
+        """Draw each late push to who refused it, from the last change that its author logged under that token."""
+        changes: dict[tuple[int, int], Mark] = {}
+        for mark in marks:
+            if mark.event.verb in ("write", "update", "restore"):
+                changes[mark.lane, parse_token(mark.event.values["token"])] = mark
+        arrows: list[Arrow] = []
+        for lane, notes in self._notes_by_lane():
+            for note in notes:
+                if note.refused is None:
+                    continue
+                source, token = self._lane(note.refused.source), note.refused.token
+                if source is None:  # its session was over: who refuses it knows it by its token alone
+                    source = next((holder for holder, held in changes if held == token), None)
+                if source is None or source == lane:
+                    continue
+                end = self._place(lane, note.time_us)
+                change = changes.get((source, token))
+                begin = change.at if change is not None else self._place(source, note.time_us)
+                arrows.append(Arrow("fenced", source, begin, lane, end, format_token(token)))
+        return arrows
+
+    # What went wrong
+
+    def _lane(self, host: str) -> int | None:
+        """Return the lane of a host; of one that has no event, by its name."""
+        if host in self._lane_of:
+            return self._lane_of[host]
+        return self._lanes.index(host) if host in self._lanes[1:] else None
+
+    def _notes_by_lane(self) -> list[tuple[int, Sequence[NoteLine]]]:
+        named = [(LOCKD, self._told.lockd), *self._told.clients.items()]
+        return [(self._lanes.index(name), notes) for name, notes in named if name in self._lanes]
+
+    def _draw_spans(self) -> list[Span]:
+        """Draw where a process was down or apart from lockd, and what was done to the run on purpose."""
+        spans: list[Span] = []
+
+        def span(lane: int, kind: SpanKind, begin_us: int, end_us: int, text: str) -> None:
+            spans.append(Span(lane, kind, self._place(lane, begin_us), self._place(lane, end_us), text))
+
+        for lane, notes in self._notes_by_lane():
+            for begin_us, end_us, text in self._down(lane, notes):
+                span(lane, "down", begin_us, end_us, text)
+        for host, stretches in apart(self._told.lockd, self._end_us).items():
+            lane = self._lane(host)
+            for begin_us, end_us, text in stretches if lane is not None else ():
+                assert lane is not None
+                span(lane, "apart", begin_us, end_us, text)
+        for fault in self._told.faults:
+            if fault.victim in self._lanes:
+                span(self._lanes.index(fault.victim), "fault", fault.begin_us, fault.end_us, fault.text)
+        return spans
+
+    def _down(self, lane: int, notes: Sequence[NoteLine]) -> Iterator[tuple[int, int, str]]:
+        """Yield when a lane's process was not running before a start of it: since its last sign of life."""
+        shape = self._shapes[lane]
+        last: NoteLine | None = None
+        for note in notes:
+            if note.kind == "start" and last is not None:
+                before = bisect_left(shape.times, note.time_us - self._origin_us)
+                event_us = self._origin_us + shape.times[before - 1] if before else 0
+                if last.kind == "end":
+                    yield last.time_us, note.time_us, "not running"
+                else:
+                    yield max(last.time_us, event_us), note.time_us, "it ended without a word"
+            last = note
+
+
+def _strike(marks: Sequence[Mark]) -> None:
+    """Strike out, for each undo, the newest mark of that op in its lane."""
+    newest: dict[tuple[int, str], Mark] = {}
+    for mark in marks:
+        key = mark.lane, mark.event.values.get("id", "")
+        if mark.event.verb != "undo":
+            newest[key] = mark
+        elif key in newest:
+            newest[key].struck = True
+
+
+def _histories(clients: Sequence[Client]) -> dict[str, Journal]:
+    """Return each file's ops, of the journal whose newest op has the largest token, and then the largest seq."""
+    found: dict[str, Journal] = {}
+    for client in clients:
+        for file, journal in client.journals.items():
+            if file not in found or _newest(journal) > _newest(found[file]):
+                found[file] = journal
+    return dict(sorted(found.items()))
+
+
+def _newest(journal: Journal) -> tuple[int, int]:
+    return (journal.records[-1].token, journal.records[-1].seq) if journal.records else (0, 0)
