@@ -45,7 +45,7 @@ class BrowserError(Exception):
 class Browser:
     """A browser with one page. A context: its end is the browser's.
 
-    `requests` are the URLs that the page asked for, `errors` what its console says of errors, each since the last `open`.
+    `requests` are the URLs that the page asked for, `errors` its console's errors, both since the last `open`.
     """
 
     def __init__(self, width: int = 1280, height: int = 800, *, timeout_s: float = 30.0) -> None:
@@ -58,13 +58,13 @@ class Browser:
         self._timeout_s, self._number, self._heard = timeout_s, 0, b""
         self._events: deque[dict[str, Any]] = deque(maxlen=1000)
         self._home = tempfile.TemporaryDirectory(prefix="lockstep-browser-", ignore_cleanup_errors=True)
+        command = [program, *_FLAGS, f"--user-data-dir={self._home.name}", "about:blank"]
         their_in, self._out = os.pipe()
         self._in, their_out = os.pipe()
         try:
             self._process = subprocess.Popen(
                 # The shell puts the pipes where Chromium looks for them.
-                ["sh", "-c", f'exec "$@" 3<&{their_in} 4>&{their_out}', "sh", program, *_FLAGS]
-                + [f"--user-data-dir={self._home.name}", "about:blank"],
+                ["sh", "-c", f'exec "$@" 3<&{their_in} 4>&{their_out}', "sh", *command],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -116,9 +116,7 @@ class Browser:
 
     def resize(self, width: int, height: int, *, mobile: bool = False) -> None:
         """Give the viewport this size, in CSS pixels."""
-        self.call(
-            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile
-        )
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=mobile)
 
     def open(self, page: Path) -> None:
         """Open a file, and wait until its load is over."""

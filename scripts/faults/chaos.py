@@ -50,12 +50,12 @@ class Chaos(Run):
 
     def __init__(self, wanted: Wanted, directory: Path, network: Network, disks: Disks, view: View) -> None:
         """Prepare it; `run` does it."""
-        super().__init__(wanted.plan, Fleet(wanted.plan, directory, network, wanted.ttl, view), view)
+        super().__init__(wanted.plan, Fleet(wanted.plan, directory, network, wanted.ttl, view), directory, view)
         self._wanted, self._network, self._disks = wanted, network, disks
         self._fleet.on_op = self._take
         self._fleet.on_begin = self._aim
         self._aimed: dict[str, Fault] = {}
-        self._under_way: dict[int, tuple[Injected, Callable[[], None]]] = {}
+        self._under_way: dict[int, tuple[Injected, Callable[[], None], Callable[[], None]]] = {}
         self._numbers = itertools.count()
 
     # The stages
@@ -141,13 +141,14 @@ class Chaos(Run):
             return
         injected, number = Injected(fault), next(self._numbers)
         self._ending.injected.append(injected)
-        self._under_way[number] = injected, end
+        self._under_way[number] = injected, end, self._faults.begins(fault.victim, str(fault))
         self._tell(str(fault))
         self._fleet.at(time.monotonic() + fault.lasts_s, lambda: self._mend(number))
 
     def _mend(self, number: int) -> None:
-        injected, end = self._under_way.pop(number)
+        injected, end, over = self._under_way.pop(number)
         end()
+        over()
         injected.over_us = time.monotonic_ns() // 1000
 
     def _mend_all(self) -> None:

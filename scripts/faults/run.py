@@ -3,9 +3,11 @@
 import time
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from scripts.faults.fleet import STOP_S, Fleet
+from scripts.faults.record import FaultLog
 from scripts.faults.schedule import LOCKD, Fault
 from scripts.launching.plan import Plan
 from scripts.launching.view import View
@@ -43,9 +45,10 @@ class Ending:
 class Run(ABC):
     """One run; what comes between its begin and its end is for others to say."""
 
-    def __init__(self, plan: Plan, fleet: Fleet, view: View) -> None:
+    def __init__(self, plan: Plan, fleet: Fleet, directory: Path, view: View) -> None:
         """Prepare it; `run` does it."""
-        self._plan, self._fleet, self._view = plan, fleet, view
+        self._plan, self._fleet, self._directory, self._view = plan, fleet, directory, view
+        self._faults = FaultLog(directory)
         self._ending = Ending()
         self._began_s = time.monotonic()
 
@@ -57,6 +60,7 @@ class Run(ABC):
             fleet.end()
         finally:
             fleet.close()
+            self._faults.close()
             ending.stopped_by = fleet.stopped_by
             ending.counts = fleet.outcomes.counts
             ending.problems += fleet.crashes

@@ -8,6 +8,7 @@ import itertools
 import re
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
@@ -44,8 +45,8 @@ class Story(Run):
 
     def __init__(self, plan: Plan, directory: Path, view: View) -> None:
         """Prepare it; `run` does it."""
-        super().__init__(plan, Fleet(plan, directory, Direct(), TTL, view), view)
-        self._directory = directory
+        super().__init__(plan, Fleet(plan, directory, Direct(), TTL, view), directory, view)
+        self._awake: Callable[[], None] = _nothing
 
     def _work(self) -> bool:
         self._tell(f"{len(self._fleet.members)} clients are up, and work without a pause")
@@ -76,6 +77,7 @@ class Story(Run):
         fleet.hold_down(victim)
         doing = member.doing
         child.end(signal.SIGKILL)
+        over = self._faults.begins(victim, "kill -9")
         what = f"in the midst of {'an' if doing.verb == 'update' else 'a'} {doing.verb}" if doing else "between two ops"
         self._tell(f"kill -9 of {victim}, {what}")
         before = fleet.outcomes.counts["ok"]
@@ -84,6 +86,7 @@ class Story(Run):
         if doing is not None:
             self._follow("nobody was told how its op ended: it is unknown, and the verdict looks whether it happened")
         fleet.let_up(victim)
+        over()
         if not fleet.until(lambda: member.is_ready, _BACK_S):
             return self._miss(f"{victim} is not back after {_BACK_S:g} s")
         began_us = _now_us()
@@ -119,6 +122,7 @@ class Story(Run):
                 return
             if child := fleet.child(doing[1][1].name):
                 child.send(signal.SIGSTOP)
+                self._awake = self._faults.begins(child.name, "stopped (SIGSTOP)")
                 stopped.append(child)
 
         for _ in range(_CATCHES_MAX):
@@ -132,6 +136,7 @@ class Story(Run):
             if grant is not None and not fleet.calls:
                 return stopped[0], grant
             stopped.pop().send(signal.SIGCONT)
+            self._awake()
             if fleet.calls:
                 return None
         return None
@@ -168,6 +173,7 @@ class Story(Run):
 
         if not fleet.until(others_went_on, _BACK_S):
             child.send(signal.SIGCONT)
+            self._awake()
             return False
         self._follow(
             f"after its lease of {TTL} lockd takes the lock back; "
@@ -177,6 +183,7 @@ class Story(Run):
         wanted = re.compile(rf" refused a push of \S+ to .*: its token {re.escape(token)} is fenced by (\S+)")
         self._tell(f"{name} wakes up (SIGCONT), finds its grant of {token}, and writes")
         fleet.wake(child, late=True)
+        self._awake()
         refused: dict[str, str] = {}
 
         def was_refused() -> bool:
@@ -202,11 +209,13 @@ class Story(Run):
         before = fleet.outcomes.counts["ok"]
         fleet.hold_down(LOCKD)
         child.end(signal.SIGKILL)
+        over = self._faults.begins(LOCKD, "kill -9")
         self._tell("kill -9 of lockd")
         self._wait(_DOWN_S)
         done = fleet.outcomes.counts["ok"] - before
         self._follow(f"no lock is granted any more: ops ok in the {_DOWN_S:g} s since: {done}")
         fleet.let_up(LOCKD)
+        over()
         if not fleet.until(lambda: fleet.lockd.is_ready, READY_S):
             return self._miss(f"lockd is not back after {READY_S:g} s")
         began_us = _now_us()
@@ -255,6 +264,10 @@ def _never() -> bool:
 
 def _first(pair: tuple[int, Member]) -> int:
     return pair[0]
+
+
+def _nothing() -> None:
+    """Nobody is stopped."""
 
 
 def _let_be(name: str, op: OpBegan | OpEnded) -> None:

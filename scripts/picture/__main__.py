@@ -1,6 +1,5 @@
 """scripts/timeline: draw a run as a space-time diagram, from its files alone."""
 
-import argparse
 import os
 import sys
 from collections.abc import Sequence

@@ -54,6 +54,7 @@ function drawDiagram() {
   context.clip();
   drawLanes();
   drawSpans();
+  drawGrants();
   drawHolds(seen);
   drawArrows(seen);
   drawMarks(seen);
@@ -78,7 +79,8 @@ function inView() {
     total += to - from;
     if (to > from) lanes.push({ lane, own, from, to, y });
   });
-  return { lanes, total, isDense: total > MARKS_MAX };
+  const room = (lanes.length * (view.width - view.gutter)) / total;
+  return { lanes, total, isDense: total > MARKS_MAX, isRoomy: room > 14 };
 }
 
 // From the back to the front
@@ -107,7 +109,7 @@ function drawSpans() {
       context.setLineDash([3, 3]);
       context.strokeRect(x, y - half + 2, width, view.lane - 4);
       context.setLineDash([]);
-      if (view.lane > 40) label(span.text, x + 4, y - half + 13, width - 6, colours.fault);
+      if (view.lane > 40) label(span.text, x + 4, y - half + 15, width - 6, colours.fault);
       continue;
     }
     context.fillStyle = colours.paper;
@@ -141,6 +143,36 @@ function label(text, x, y, room, colour) {
     shown = `${shown.slice(0, letters)}…`;
   }
   context.fillText(shown, x, y);
+}
+
+/** In lockd's lane: who has which lock, a row for each lock. */
+function drawGrants() {
+  const axis = view.axis;
+  const rows = Math.max(1, lockNumbers.size);
+  const height = Math.max(1, Math.min(20, (view.lane * 0.7) / rows));
+  const last = new Map();
+  const narrow = height * 0.85;
+  context.font = "10px system-ui, sans-serif";
+  let labels = 0;
+  for (const item of touching(axis.holds, view.left, view.right)) {
+    const hold = run.holds[item];
+    const row = lockNumbers.get(hold.lock);
+    const x = Math.max(view.gutter - 2, view.xOf(axis.holds.from[item]));
+    const width = Math.max(1, Math.min(view.width + 2, view.xOf(axis.holds.to[item])) - x);
+    if (width < 2) {
+      if (last.get(row) === Math.round(x)) continue;
+      last.set(row, Math.round(x));
+    }
+    const y = view.yOf(LOCKD) - (rows * height) / 2 + row * height;
+    context.fillStyle = colours.locks[row % colours.locks.length];
+    context.globalAlpha = hold.mode === "shared" ? 0.3 : 0.7;
+    context.fillRect(x, y, Math.max(1, width - 0.5), narrow);
+    context.globalAlpha = 1;
+    if (narrow >= 10 && width > 30 && labels++ < LABELS_MAX) {
+      label(`${hold.token} ${run.lanes[hold.lane]}`, x + 3, y + narrow - 3, width - 4, colours.ink);
+    }
+  }
+  context.font = FONT;
 }
 
 function drawHolds({ isDense }) {
@@ -197,16 +229,16 @@ function drawArrows({ isDense }) {
   for (const item of items) {
     const arrow = run.arrows[item];
     if (hidden && arrow.kind !== "fenced") continue;
-    const lit = arrow.kind === "sync" && isLit(arrow.from) && isLit(arrow.to);
-    const key = `${arrow.kind}${lit ? " lit" : ""}`;
+    const key = `${arrow.kind}${arrow.kind === "sync" ? litBy(arrow) : ""}`;
     if (!groups.has(key)) groups.set(key, []);
     groups.get(key).push(item);
   }
   for (const [key, group] of [...groups].sort()) {
     const [kind, lit] = key.split(" ");
-    context.strokeStyle = { sync: lit ? colours.ink : colours.sync, "hand-off": colours.hand, fenced: colours.bad }[kind];
+    const litColour = lit === "past" ? colours.past : colours.future;
+    context.strokeStyle = { sync: lit ? litColour : colours.sync, "hand-off": colours.hand, fenced: colours.bad }[kind];
     context.fillStyle = context.strokeStyle;
-    context.lineWidth = lit || kind === "fenced" ? 1.6 : 1;
+    context.lineWidth = lit || kind === "fenced" ? 1.5 : 1;
     context.globalAlpha = state.cone && !lit && kind !== "fenced" ? 0.35 : 1;
     context.setLineDash(kind === "hand-off" ? [4, 4] : []);
     context.beginPath();
@@ -241,8 +273,12 @@ function arrowPath(heads, axis, item) {
   heads.closePath();
 }
 
-function isLit(mark) {
-  return state.cone !== null && mark >= 0 && relation(state.cone, mark) !== "concurrent";
+/** Whether a message belongs to what led to the chosen mark, or to what it led to. */
+function litBy(arrow) {
+  if (!state.cone) return "";
+  const [from, to] = [relation(state.cone, arrow.from), relation(state.cone, arrow.to)];
+  if (to === "past" || to === "itself") return " past";
+  return from === "future" || from === "itself" ? " future" : "";
 }
 
 function drawMarks(seen) {
@@ -267,18 +303,24 @@ function drawMarks(seen) {
       } else {
         shape(pathOf(`${verb} ${how}`), verb, x, y, radius);
         if (struck.has(mark)) strike(pathOf("strike"), x, y, radius);
-        if (how === "past" || how === "future") halo(pathOf(how), how, x, y, radius);
+        if (fenced.has(mark)) shape(pathOf("fenced"), verb, x, y, radius);
+        if (seen.isRoomy && (how === "past" || how === "future")) halo(pathOf(how), how, x, y, radius);
       }
     }
   }
-  const keys = [...paths.keys()].sort((a, b) => b.localeCompare(a));
+  // Marks before what stands on them.
+  const keys = [...paths.keys()].sort((a, b) => a.includes(" ") - b.includes(" ") || b.localeCompare(a)).reverse();
   for (const key of keys) {
     const [name, how] = key.split(" ");
     const path = paths.get(key);
     context.globalAlpha = how === "concurrent" ? 0.3 : 1;
     if (how === undefined) {
-      context.strokeStyle = name === "strike" ? colours.bad : colours[name];
+      context.strokeStyle = colours[name] ?? colours.bad;
       context.lineWidth = 1.8;
+      if (name === "fenced") {
+        context.fillStyle = colours.bad;
+        context.fill(path);
+      }
       context.setLineDash(name === "future" ? [3, 2] : []);
       context.stroke(path);
       context.setLineDash([]);
@@ -377,7 +419,7 @@ function cross(x, y, radius, colour) {
   context.lineWidth = 1;
 }
 
-const SIGNS = { start: "▶", end: "■", over: "✖", lost: "✖", fenced: "✖", undone: "↶", open: "▷" };
+const SIGNS = { start: "▶", end: "■", over: "✖", lost: "✖", fenced: "✖", undone: "↶", open: "▷", closed: "◁" };
 
 /** Notes that tell of more than everyday life, over their lane. */
 function drawNotes(seen) {
@@ -455,6 +497,8 @@ function drawNames() {
 
 // The whole run, small
 
+const GOODBYE = "it said goodbye";
+
 let overviewPicture = null;
 
 function drawOverview() {
@@ -494,9 +538,9 @@ function paintOverview(width, height) {
       paint.fillRect(pixel, number * lane, 1, Math.max(1, lane - 1));
     }
   });
-  paint.fillStyle = colours.bad;
   run.spans.forEach((span, i) => {
-    if (span.kind === "fault" && run.spans.length > 200) return;
+    if (span.kind === "fault") return;
+    paint.fillStyle = span.text === GOODBYE ? colours.line : colours.bad;
     paint.fillRect(at(spans.from[i]), span.lane * lane, Math.max(2, at(spans.to[i]) - at(spans.from[i])), Math.max(1, lane - 1));
   });
   paint.fillStyle = colours.fault;

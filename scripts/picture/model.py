@@ -11,7 +11,7 @@ Every arrow and cut follows from the clocks alone: nothing is guessed from the o
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from common.eventlog import Event
@@ -21,10 +21,14 @@ from scripts.picture.notes import NoteKind, NoteLine, RunNotes, apart
 from scripts.verdict.copies import owner_by_line, owners
 from scripts.verdict.evidence import Client, Evidence, Journal
 
+_AROUND: Final = 0.4
+"""How far a hold reaches around its ops, in logical time."""
+
 LOCKD: Final = "lockd"
 """The name of lockd's lane, which is the first."""
 
 SpanKind = Literal["down", "apart", "fault"]
+ArrowKind = Literal["sync", "hand-off", "fenced"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,10 +78,10 @@ class Hold:
 class Arrow:
     """Something that went from one lane to another. `fenced` ones were refused where they came.
 
-    A sync message leads from one mark to another, by their numbers; else these are -1.
+    `source_mark` and `target_mark` are the numbers of the marks between which it leads, -1 where there is none.
     """
 
-    kind: Literal["sync", "hand-off", "fenced"]
+    kind: ArrowKind
     source: int
     begin: Place
     target: int
@@ -173,7 +177,7 @@ class _Drawing:
         """Return what is drawn."""
         marks, hosts = self._draw_marks()
         self._shape_lockd()
-        holds = self._draw_holds()
+        holds = self._draw_holds(marks)
         arrows = [*self._draw_syncs(marks), *self._draw_hand_offs(holds), *self._draw_fenced(marks)]
         notes = [
             Note(lane, note.kind, self._place(lane, note.time_us), note.text)
@@ -212,7 +216,7 @@ class _Drawing:
         owned.sort(key=lambda pair: (sum(pair[1].event.clock.values()), pair[1].event.time_us))
         hosts = sorted({host for _, line in owned for host in line.event.clock}, key=lambda host: (len(host), host))
         numbers = {host: number for number, host in enumerate(hosts)}
-        depths: dict[tuple[str, int], int] = {}
+        depths: dict[tuple[str, int], float] = {}
         before: dict[str, Mapping[str, int]] = {}
         marks: list[Mark] = []
         for lane, line in owned:
@@ -222,15 +226,11 @@ class _Drawing:
             rose = [(other, count) for other, count in clock.items() if count > last.get(other, 0) and other != host]
             own = clock.get(host, 0)
             shape = self._shapes[lane]
-            depth = 1 + max(
-                depths.get((host, own - 1), 0),
-                *[depths.get(one, 0) for one in rose],
-                shape.depths[-1] if shape.depths else 0,
-            )
+            depth = 1 + max([0, *[depths.get(one, 0) for one in rose], *shape.depths[-1:]])
             depths[host, own] = depth
             before[host] = clock
             time = event.time_us - self._origin_us
-            shape.times.append(max(time, shape.times[-1] if shape.times else time))
+            shape.times.append(max([time, *shape.times[-1:]]))
             shape.depths.append(depth)
             self._lane_of[host] = lane
             text = line.raw.split(" ", 3)[3]
@@ -250,7 +250,7 @@ class _Drawing:
                 shape.times.append(max([place.time, *shape.times[-1:]]))
                 shape.depths.append(max([place.depth, *shape.depths[-1:]]))
 
-    def _draw_holds(self) -> list[Hold]:
+    def _draw_holds(self, marks: Sequence[Mark]) -> list[Hold]:
         begun: dict[tuple[int, str], tuple[GrantLine, int]] = {}
         holds: list[Hold] = []
         for line in self._grants:
@@ -264,13 +264,35 @@ class _Drawing:
                 grant, lane = begun.pop(key)
                 holds.append(self._hold(grant, lane, line.time_us, line.event))
         holds += [self._hold(grant, lane, self._end_us, "open") for grant, lane in begun.values()]
-        return sorted(holds, key=lambda hold: (hold.begin.time, hold.token))
+        return self._in_logical_order(sorted(holds, key=lambda hold: (hold.begin.time, hold.token)), marks)
 
     def _hold(self, grant: GrantLine, lane: int, end_us: int, over: Literal["release", "expiry", "open"]) -> Hold:
         waited_us = round(float(dict(grant.more).get("waited_ms", "0")) * 1000)
         begin, end = self._place(lane, grant.time_us), self._place(lane, max(end_us, grant.time_us))
         asked = self._place(lane, grant.time_us - waited_us)
         return Hold(lane, grant.lock, grant.mode, grant.token, asked, begin, end, over, waited_us)
+
+    def _in_logical_order(self, holds: Sequence[Hold], marks: Sequence[Mark]) -> list[Hold]:
+        """Put each hold around the ops that were done under it, and its end before the lock's next begin."""
+        ops: dict[tuple[int, int], list[float]] = defaultdict(list)
+        for mark in marks:
+            if mark.event.verb not in ("apply", "undo"):
+                ops[mark.lane, parse_token(mark.event.values["token"])].append(mark.at.depth)
+        next_begin: dict[str, Place] = {}
+        placed: list[Hold] = []
+        for hold in reversed(holds):
+            begin, end = hold.begin, hold.end
+            if depths := ops.get((hold.lane, hold.token)):
+                begin = replace(begin, depth=min(depths) - _AROUND)
+                # The others take it in a step later, before the lock goes on.
+                end = replace(end, depth=max(depths) + (1 + _AROUND if hold.mode == "exclusive" else _AROUND))
+            after = next_begin.get(hold.lock)
+            if after is not None and hold.end.time <= after.time:
+                end = replace(end, depth=min(end.depth, after.depth))
+            asked = replace(hold.asked, depth=min(hold.asked.depth, begin.depth))
+            next_begin[hold.lock] = begin
+            placed.append(replace(hold, asked=asked, begin=begin, end=replace(end, depth=max(end.depth, begin.depth))))
+        return placed[::-1]
 
     def _draw_hand_offs(self, holds: Sequence[Hold]) -> list[Arrow]:
         """Draw from each hold's end to the begin of what was granted next on the same lock."""
@@ -307,24 +329,21 @@ class _Drawing:
 
     def _draw_fenced(self, marks: Sequence[Mark]) -> list[Arrow]:
         """Draw each late push to who refused it, from the last change that its author logged under that token."""
-        changes: dict[tuple[int, int], Mark] = {}
-        for mark in marks:
+        changes: dict[int, int] = {}
+        for number, mark in enumerate(marks):
             if mark.event.verb in ("write", "update", "restore"):
-                changes[mark.lane, parse_token(mark.event.values["token"])] = mark
+                changes[parse_token(mark.event.values["token"])] = number
         arrows: list[Arrow] = []
         for lane, notes in self._notes_by_lane():
             for note in notes:
-                if note.refused is None:
-                    continue
-                source, token = self._lane(note.refused.source), note.refused.token
-                if source is None:  # its session was over: who refuses it knows it by its token alone
-                    source = next((holder for holder, held in changes if held == token), None)
-                if source is None or source == lane:
-                    continue
-                end = self._place(lane, note.time_us)
-                change = changes.get((source, token))
-                begin = change.at if change is not None else self._place(source, note.time_us)
-                arrows.append(Arrow("fenced", source, begin, lane, end, format_token(token)))
+                # Who refuses it may know its author no more, as its session was over; the token names one holder.
+                if note.fenced in changes:
+                    number = changes[note.fenced]
+                    source = marks[number]
+                    if source.lane != lane:
+                        end = self._place(lane, note.time_us)
+                        label = format_token(note.fenced)
+                        arrows.append(Arrow("fenced", source.lane, source.at, lane, end, label, number))
         return arrows
 
     # What went wrong
@@ -350,10 +369,9 @@ class _Drawing:
             for begin_us, end_us, text in self._down(lane, notes):
                 span(lane, "down", begin_us, end_us, text)
         for host, stretches in apart(self._told.lockd, self._end_us).items():
-            lane = self._lane(host)
-            for begin_us, end_us, text in stretches if lane is not None else ():
-                assert lane is not None
-                span(lane, "apart", begin_us, end_us, text)
+            if (own := self._lane(host)) is not None:
+                for begin_us, end_us, text in stretches:
+                    span(own, "apart", begin_us, end_us, text)
         for fault in self._told.faults:
             if fault.victim in self._lanes:
                 span(self._lanes.index(fault.victim), "fault", fault.begin_us, fault.end_us, fault.text)

@@ -12,41 +12,36 @@ from typing import Final, Literal
 
 from common.eventlog import parse_time
 from common.tokens import parse_token
+from scripts.faults.record import FILE as FAULTS
 from scripts.verdict.load import Places
 
-FAULTS: Final = "faults.jsonl"
+NoteKind = Literal["start", "end", "open", "closed", "over", "lost", "fenced", "undone", "note"]
 
-NoteKind = Literal["start", "end", "open", "over", "lost", "fenced", "undone", "note"]
+GOODBYE: Final = "it said goodbye"
+"""Why a session is over that ended in good order."""
 
 _KINDS: Final[tuple[tuple[NoteKind, re.Pattern[str]], ...]] = (
     ("start", re.compile(r"start \d+ of this directory|epoch \d+ begins ")),
     ("end", re.compile(r"ended in order|epoch \d+ ends")),
     ("open", re.compile(r"session \d+ of \S+ is open|joined as ")),
+    ("closed", re.compile(rf"session \d+ of \S+ is over: {GOODBYE}")),
     ("over", re.compile(r"session \d+ of \S+ is over: ")),
     ("lost", re.compile(r"session lost: |.* left the in-sync set of ")),
     ("fenced", re.compile(r"refused a push of |\S+ refused our push to ")),
     ("undone", re.compile(r"undid the newest ")),
 )
 _SESSION: Final = re.compile(r"session \d+ of (\S+) is (open|over)(?:: (.*))?")
-_REFUSED: Final = re.compile(r"refused a push of (\S+) to .*: its token (\d+\.\d+) is fenced by \d+\.\d+")
-
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """A late push that was refused: whose it was, as far as its receiver knew, and its token."""
-
-    source: str
-    token: int
+_FENCED: Final = re.compile(r"refused a push of \S+ to .*: its token (\d+\.\d+) is fenced by \d+\.\d+")
 
 
 @dataclass(frozen=True, slots=True)
 class NoteLine:
-    """One line; its time is in microseconds since 1970."""
+    """One line; its time is in microseconds since 1970. `fenced` is the token of a late push refused, else 0."""
 
     time_us: int
     kind: NoteKind
     text: str
-    refused: Refusal | None = None
+    fenced: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +65,9 @@ class RunNotes:
     def moments(self) -> list[int]:
         """Return every moment that they name, in microseconds since 1970."""
         notes = [*self.lockd, *[note for notes in self.clients.values() for note in notes]]
-        return [note.time_us for note in notes] + [end for fault in self.faults for end in (fault.begin_us, fault.end_us)]
+        return [note.time_us for note in notes] + [
+            end for fault in self.faults for end in (fault.begin_us, fault.end_us)
+        ]
 
 
 def read_notes(places: Places) -> RunNotes:
@@ -97,7 +94,7 @@ def apart(lockd: Iterable[NoteLine], end_us: int) -> dict[str, list[tuple[int, i
             begin_us, because = over.pop(host)
             found.setdefault(host, []).append((begin_us, note.time_us, because))
     for host, (begin_us, because) in over.items():
-        if because != "it said goodbye":
+        if because != GOODBYE:
             found.setdefault(host, []).append((begin_us, end_us, because))
     return found
 
@@ -112,9 +109,11 @@ def _parse(line: str) -> NoteLine | None:
         time_us = parse_time(time)
     except ValueError:
         return None
-    kind = next((kind for kind, pattern in _KINDS if pattern.match(text)), "note")
-    refused = _REFUSED.fullmatch(text)
-    return NoteLine(time_us, kind, text, Refusal(refused[1], parse_token(refused[2])) if refused else None)
+    for kind, pattern in _KINDS:
+        if pattern.match(text):
+            fenced = _FENCED.fullmatch(text)
+            return NoteLine(time_us, kind, text, parse_token(fenced[1]) if fenced else 0)
+    return NoteLine(time_us, "note", text)
 
 
 def _read_faults(path: Path) -> list[FaultLine]:

@@ -49,6 +49,7 @@ function tellOf(mark) {
   const body = byId("told");
   body.replaceChildren();
   const title = element("h2", `${verb} ${values.file}@${values.seq}`);
+  if (fenced.has(mark)) title.append(" ", element("span", "fenced", "bad"));
   if (struck.has(mark)) title.append(" ", element("span", "undone later", "bad"));
   body.append(title);
   body.append(element("p", `${run.lanes[marks.lane[mark]]}, its event ${marks.count[mark]}, under token ${values.token}`));
@@ -436,12 +437,12 @@ longestName = Math.max(...run.lanes.map((name) => context.measureText(visible(na
 view.width = canvas.clientWidth;
 view.height = canvas.clientHeight;
 view.fit();
-const FIRST_MARKS = Math.max(24, Math.round(view.width / 9));
+const FIRST_MARKS = Math.max(20, Math.round(view.width / 14));
 if (markCount > 2 * FIRST_MARKS) {
   const eventful = run.arrows.find((arrow) => arrow.kind === "fenced") ?? run.spans.find((span) => span.kind !== "apart");
-  const about = eventful ? (eventful.begin[0] + 0) / 1000 : view.axis.low;
+  const about = eventful ? eventful.begin[0] / 1000 : view.axis.first;
   view.show(about, spanOf(view.axis, about, FIRST_MARKS));
-  if (!eventful) view.left = -Infinity;
+  if (!eventful) view.left = view.axis.first - 40 / view.scale;
   view.keep();
 }
 drawDiagram();

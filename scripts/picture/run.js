@@ -9,6 +9,7 @@ const marks = run.marks;
 const markCount = marks.lane.length;
 const hostCount = run.hosts.length;
 const struck = new Set(run.struck);
+const fenced = new Set(run.arrows.filter((arrow) => arrow.kind === "fenced").map((arrow) => arrow.from));
 
 // One row of clock components per mark, in the order of marks, which respects happens-before.
 const clocks = new Int32Array(markCount * hostCount);

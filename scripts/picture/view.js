@@ -2,7 +2,7 @@
 
 const TOP = 26; // the ruler
 const LANE_MIN = 13;
-const LANE_MAX = 76;
+const LANE_MAX = 120;
 const NARROW = 640;
 
 const axes = {
@@ -15,6 +15,11 @@ function axisOf(at) {
   const x = new Float64Array(markCount);
   for (let mark = 0; mark < markCount; mark++) x[mark] = at([marks.time[mark], marks.depth[mark]]);
   const pairs = (items, begin, end) => stretches(items.map((item) => [at(item[begin]), at(item[end])]));
+  let [first, last] = [Infinity, -Infinity];
+  for (const value of x) {
+    first = Math.min(first, value);
+    last = Math.max(last, value);
+  }
   const axis = {
     x,
     holds: pairs(run.holds, "begin", "end"),
@@ -29,7 +34,8 @@ function axisOf(at) {
     high = Math.max(high, value);
   }
   if (!(low < high)) [low, high] = low === high ? [low - 1, high + 1] : [0, 1];
-  return { ...axis, low, high };
+  if (!(first < last)) [first, last] = [low, high];
+  return { ...axis, low, high, first, last };
 }
 
 /** Stretches that can be asked for those that touch a range: sorted by their begin, with the farthest end so far. */
@@ -105,10 +111,10 @@ const view = {
     const tallest = run.lanes.length * this.lane + TOP + 8 - this.height;
     this.scroll = Math.max(0, Math.min(tallest, this.scroll));
   },
+  /** Show all that the clients did; what was before and after stands beside it. */
   fit() {
-    this.scale = 0;
-    this.left = -Infinity;
-    this.keep();
+    const { first, last } = this.axis;
+    this.show((first + last) / 2, (last - first) * 1.06);
   },
   zoom(factor, x) {
     const value = this.valueAt(x);
