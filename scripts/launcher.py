@@ -224,11 +224,23 @@ def _tell_places(plan: Plan, directory: Path, ending: Ending) -> None:
     if seq := ending.newest.get(file):
         snapshots.append(f"{client} show {shlex.quote(f'{file}@{seq}')} --data {place}/client-0")
     print()
-    for title, lines in (("logs", logs), ("files", files), ("snapshots", snapshots)):
+    timeline = [tell_timeline(directory)]
+    for title, lines in (("logs", logs), ("files", files), ("snapshots", snapshots), ("timeline", timeline)):
         for line in lines:
             print(f"{title:<11}{line}")
             title = ""
     print(end="", flush=True)
+
+
+def tell_timeline(directory: Path) -> str:
+    """Draw a run's picture; return where it is, or why there is none."""
+    from scripts.picture.write import write_page
+    from scripts.verdict.load import NoRun
+
+    try:
+        return shlex.quote(near(write_page([directory])))
+    except (CommandError, NoRun) as problem:
+        return f"not drawn: {problem}"
 
 
 def near(path: Path) -> str:

@@ -9,7 +9,7 @@ from scripts.faults.run import Ending
 from scripts.faults.schedule import KINDS
 from scripts.faults.story import KINDS as SHOWN
 from scripts.faults.story import TTL, Story
-from scripts.launcher import judge_run, near
+from scripts.launcher import judge_run, near, tell_timeline
 from scripts.launching.plan import Plan
 from scripts.launching.record import RunRecord
 from scripts.launching.view import Paper
@@ -38,6 +38,8 @@ def conclude(ending: Ending, record: RunRecord) -> int:
         print(f"✘ {problem}")
     place = near(record.directory)
     print(f"\nlogs       {place}/*/*.log  {place}/outcomes.jsonl", flush=True)
+    if _has_run(record.directory):
+        print(f"timeline   {tell_timeline(record.directory)}", flush=True)
     if ending.stopped_by is not None:
         return 128 + ending.stopped_by
     return EXIT_OK if is_good and ending.finished and not ending.problems else EXIT_CRASHED

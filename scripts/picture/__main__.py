@@ -1,58 +1,53 @@
 """scripts/timeline: draw a run as a space-time diagram, from its files alone."""
 
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from common.errors import EXIT_OK, EXIT_WRONG_USE, CommandError, end_with, refused
+from common.errors import EXIT_OK, EXIT_WRONG_USE, CommandError, end_with
 from scripts.launcher import Parser, near
-from scripts.picture.model import Picture, draw
-from scripts.picture.notes import read_notes
-from scripts.verdict.load import NoRun, find, open_run
+from scripts.picture.svg import MARKS_MAX
+from scripts.picture.write import write_page, write_svg
+from scripts.verdict.load import NoRun
 
-PAGE: Final = "timeline.html"
-
-
-def write_page(run_dir: Path) -> Path:
-    """Write RUN_DIR/timeline.html and return its path. Raises NoRun, CommandError."""
-    from scripts.picture.page import as_page
-
-    return _write(run_dir / PAGE, as_page(read_picture([run_dir])))
-
-
-def read_picture(directories: Sequence[Path]) -> Picture:
-    """Read what a run left, and work out its picture. Raises NoRun."""
-    with open_run(directories) as evidence:
-        title = f"Lockstep: {', '.join(path.resolve().name for path in directories)}"
-        return draw(title, evidence, read_notes(find(directories)))
-
-
-def _write(path: Path, text: str) -> Path:
-    new = path.with_name(f"{path.name}.new")
-    try:
-        new.write_text(text, encoding="utf-8")
-        os.replace(new, path)
-    except OSError as error:
-        new.unlink(missing_ok=True)
-        raise refused(f"{path} cannot be written ({error.strerror}); make room, or choose another --output") from None
-    return path
+_PROGRAM: Final = "scripts/timeline"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; return its exit code: 0 ok, 2 no run there, 3 it cannot be written."""
+    """Run the command; return its exit code: 0 ok, 2 no run there, 3 it cannot be written or drawn."""
     try:
-        parser = Parser(prog="scripts/timeline", description=__doc__)
-        parser.add_argument("directories", nargs="+", metavar="RUN_DIR", type=Path)
-        options = parser.parse_args(arguments)
-        print(near(write_page(options.directories[0])))
+        options = _parser().parse_args(arguments)
+        write = write_svg if options.svg else write_page
+        print(near(write(options.directories, options.output)))
     except NoRun as problem:
-        print(f"scripts/timeline: {problem}", file=sys.stderr)
+        print(f"{_PROGRAM}: {problem}", file=sys.stderr)
         return EXIT_WRONG_USE
     except CommandError as error:
-        end_with("scripts/timeline", error)
+        end_with(_PROGRAM, error)
     return EXIT_OK
+
+
+def _parser() -> Parser:
+    parser = Parser(
+        prog=_PROGRAM,
+        description="Draw a run as a space-time diagram: one page that needs nothing else. Prints where it is.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "directories",
+        nargs="+",
+        metavar="RUN_DIR",
+        type=Path,
+        help="what scripts/launch made, or the data directories of clients and lockd, in any order",
+    )
+    parser.add_argument(
+        "--svg", action="store_true", help=f"an SVG in logical time instead, of up to {MARKS_MAX} events"
+    )
+    parser.add_argument(
+        "--output", metavar="PATH", type=Path, help="where to write it [default: timeline.html in the first RUN_DIR]"
+    )
+    return parser
 
 
 if __name__ == "__main__":

@@ -278,7 +278,7 @@ class _Drawing:
         for mark in marks:
             if mark.event.verb not in ("apply", "undo"):
                 ops[mark.lane, parse_token(mark.event.values["token"])].append(mark.at.depth)
-        next_begin: dict[str, Place] = {}
+        begins: dict[tuple[str, bool], Place] = {}
         placed: list[Hold] = []
         for hold in reversed(holds):
             begin, end = hold.begin, hold.end
@@ -286,11 +286,14 @@ class _Drawing:
                 begin = replace(begin, depth=min(depths) - _AROUND)
                 # The others take it in a step later, before the lock goes on.
                 end = replace(end, depth=max(depths) + (1 + _AROUND if hold.mode == "exclusive" else _AROUND))
-            after = next_begin.get(hold.lock)
+            # Readers may come beside it, so only a writer's end, or a writer's begin, is between two holds.
+            after = begins.get((hold.lock, hold.mode == "shared"))
             if after is not None and hold.end.time <= after.time:
                 end = replace(end, depth=min(end.depth, after.depth))
             asked = replace(hold.asked, depth=min(hold.asked.depth, begin.depth))
-            next_begin[hold.lock] = begin
+            begins[hold.lock, False] = begin
+            if hold.mode == "exclusive":
+                begins[hold.lock, True] = begin
             placed.append(replace(hold, asked=asked, begin=begin, end=replace(end, depth=max(end.depth, begin.depth))))
         return placed[::-1]
 
@@ -301,13 +304,14 @@ class _Drawing:
         for hold in holds:
             by_lock[hold.lock].append(hold)
         for ordered in by_lock.values():
-            last: Hold | None = None
-            for hold in ordered:
+            last = ordered[0]
+            for hold in ordered[1:]:
                 # Beside a reader another one begins; who waited for it is who comes next.
-                if last is not None and last.end.time <= hold.begin.time and last.lane != hold.lane:
+                is_handed_on = last.end.time <= hold.begin.time and "exclusive" in (last.mode, hold.mode)
+                if is_handed_on and last.lane != hold.lane:
                     begin = Place(last.end.time, min(last.end.depth, hold.begin.depth))
                     arrows.append(Arrow("hand-off", last.lane, begin, hold.lane, hold.begin, hold.lock))
-                if last is None or hold.end.time >= last.end.time:
+                if hold.end.time >= last.end.time:
                     last = hold
         return arrows
 

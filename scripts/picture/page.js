@@ -63,10 +63,8 @@ function tellOf(mark) {
   );
   body.append(lit);
   if (values.text !== undefined) body.append(element("blockquote", values.text));
-  const line = element("pre", lineOf(mark), "line");
-  body.append(line);
-  body.append(stepsFrom(mark));
-  body.append(...versionOf(mark, values));
+  body.append(stepsFrom(mark), ...versionOf(mark, values));
+  body.append(element("h3", "Its line"), element("pre", lineOf(mark)));
   panel.hidden = false;
   panel.scrollTop = 0;
   byId("status").textContent = `${verb} of ${values.file} by ${run.lanes[marks.lane[mark]]}: ${counts.past} events before it, ${counts.future} after it, ${counts.concurrent} concurrent`;
@@ -437,7 +435,7 @@ longestName = Math.max(...run.lanes.map((name) => context.measureText(visible(na
 view.width = canvas.clientWidth;
 view.height = canvas.clientHeight;
 view.fit();
-const FIRST_MARKS = Math.max(20, Math.round(view.width / 14));
+const FIRST_MARKS = Math.max(20, Math.round(view.width / 14), 4 * run.lanes.length);
 if (markCount > 2 * FIRST_MARKS) {
   const eventful = run.arrows.find((arrow) => arrow.kind === "fenced") ?? run.spans.find((span) => span.kind !== "apart");
   const about = eventful ? eventful.begin[0] / 1000 : view.axis.first;

@@ -1,7 +1,7 @@
 // What of the run is in view, and where on the canvas it stands. No drawing.
 
 const TOP = 26; // the ruler
-const LANE_MIN = 13;
+const LANE_MIN = 9.5;
 const LANE_MAX = 120;
 const NARROW = 640;
 
