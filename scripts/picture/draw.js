@@ -6,7 +6,7 @@ const overview = document.getElementById("overview");
 const overviewContext = overview.getContext("2d");
 
 const FONT = "12px system-ui, sans-serif";
-const MARKS_MAX = 2500; // with more in view they become bars of a pixel's width
+const MARKS_MAX = 2500; // with more in view they become bars, one for two pixels
 const ARROWS_MAX = 1500;
 const LABELS_MAX = 400;
 
@@ -26,6 +26,7 @@ function readColours() {
 }
 
 const lockNumbers = new Map([...new Set(run.holds.map((hold) => hold.lock))].sort().map((lock, i) => [lock, i]));
+const fencedArrows = [...run.arrows.keys()].filter((item) => run.arrows[item].kind === "fenced");
 const verbColours = () => VERBS.map((verb) => colours[verb]);
 
 function fitCanvas(element, drawing) {
@@ -42,8 +43,7 @@ function fitCanvas(element, drawing) {
 
 function drawDiagram() {
   const size = fitCanvas(canvas, context);
-  view.width = size.width;
-  view.height = size.height;
+  view.measure(size.width, size.height);
   context.font = FONT;
   context.lineWidth = 1;
   context.setLineDash([]);
@@ -57,7 +57,8 @@ function drawDiagram() {
   drawGrants();
   drawHolds(seen);
   drawArrows(seen);
-  drawMarks(seen);
+  if (seen.isDense) drawBars(seen);
+  else drawMarks(seen);
   drawNotes(seen);
   context.restore();
   drawRuler();
@@ -159,9 +160,9 @@ function drawGrants() {
     const row = lockNumbers.get(hold.lock);
     const x = Math.max(view.gutter - 2, view.xOf(axis.holds.from[item]));
     const width = Math.max(1, Math.min(view.width + 2, view.xOf(axis.holds.to[item])) - x);
-    if (width < 2) {
-      if (last.get(row) === Math.round(x)) continue;
-      last.set(row, Math.round(x));
+    if (width < 3) {
+      if (last.get(row) === x >> 1) continue;
+      last.set(row, x >> 1);
     }
     const y = view.yOf(LOCKD) - (rows * height) / 2 + row * height;
     context.fillStyle = colours.locks[row % colours.locks.length];
@@ -186,9 +187,9 @@ function drawHolds({ isDense }) {
     if (y < TOP - 20 || y > view.height + 20) continue;
     const x = Math.max(view.gutter - 2, view.xOf(axis.holds.from[item]));
     const width = Math.max(1.5, Math.min(view.width + 2, view.xOf(axis.holds.to[item])) - x);
-    if (isDense && width < 2) {
-      if (lastPixel.get(hold.lane) === Math.round(x)) continue;
-      lastPixel.set(hold.lane, Math.round(x));
+    if (isDense && width < 3) {
+      if (lastPixel.get(hold.lane) === x >> 1) continue;
+      lastPixel.set(hold.lane, x >> 1);
     }
     const colour = colours.locks[lockNumbers.get(hold.lock) % colours.locks.length];
     const asked = Math.max(view.gutter - 2, view.xOf(axis.waits.from[item]));
@@ -218,17 +219,12 @@ function drawHolds({ isDense }) {
 
 function drawArrows({ isDense }) {
   const axis = view.axis;
-  const items = [];
-  for (const item of touching(axis.arrows, view.left, view.right)) {
-    if (run.arrows[item].kind === "fenced" || !isDense) items.push(item);
-    if (items.length > ARROWS_MAX) break;
-  }
-  const hidden = items.length > ARROWS_MAX;
-  canvas.dataset.arrows = hidden || isDense ? "hidden" : "shown";
+  const all = isDense ? [] : touching(axis.arrows, view.left, view.right);
+  const hidden = isDense || all.length > ARROWS_MAX;
+  canvas.dataset.arrows = hidden ? "hidden" : "shown";
   const groups = new Map();
-  for (const item of items) {
+  for (const item of hidden ? fencedArrows : all) {
     const arrow = run.arrows[item];
-    if (hidden && arrow.kind !== "fenced") continue;
     const key = `${arrow.kind}${arrow.kind === "sync" ? litBy(arrow) : ""}`;
     if (!groups.has(key)) groups.set(key, []);
     groups.get(key).push(item);
@@ -288,24 +284,15 @@ function drawMarks(seen) {
   const paths = new Map();
   const pathOf = (key) => paths.get(key) ?? paths.set(key, new Path2D()).get(key);
   for (const { own, from, to, y } of seen.lanes) {
-    const last = [NaN, NaN];
     for (let i = from; i < to; i++) {
       const mark = own[i];
       const x = view.xOf(xs[mark]);
       const verb = marks.verb[mark];
       const how = state.cone ? relation(state.cone, mark) : "plain";
-      if (seen.isDense) {
-        const isOp = verb < APPLY ? 1 : 0;
-        if (how !== "itself" && last[isOp] === Math.round(x) && verb !== UNDO) continue;
-        last[isOp] = Math.round(x);
-        const height = isOp ? Math.min(view.lane * 0.7, 16) : Math.min(view.lane * 0.35, 7);
-        pathOf(`${verb} ${how}`).rect(Math.round(x) - 0.5, y - height / 2, 1.5, height);
-      } else {
-        shape(pathOf(`${verb} ${how}`), verb, x, y, radius);
-        if (struck.has(mark)) strike(pathOf("strike"), x, y, radius);
-        if (fenced.has(mark)) shape(pathOf("fenced"), verb, x, y, radius);
-        if (seen.isRoomy && (how === "past" || how === "future")) halo(pathOf(how), how, x, y, radius);
-      }
+      shape(pathOf(`${verb} ${how}`), verb, x, y, radius);
+      if (struck.has(mark)) strike(pathOf("strike"), x, y, radius);
+      if (fenced.has(mark)) shape(pathOf("fenced"), verb, x, y, radius);
+      if (seen.isRoomy && (how === "past" || how === "future")) halo(pathOf(how), how, x, y, radius);
     }
   }
   // Marks before what stands on them.
@@ -324,20 +311,46 @@ function drawMarks(seen) {
       context.setLineDash(name === "future" ? [3, 2] : []);
       context.stroke(path);
       context.setLineDash([]);
-    } else if (seen.isDense && (how === "past" || how === "future")) {
-      context.fillStyle = colours[how];
-      context.fill(path);
     } else {
       const verb = Number(name);
-      context.fillStyle = verb === READ && !seen.isDense ? colours.paper : fills[verb];
+      context.fillStyle = verb === READ ? colours.paper : fills[verb];
       context.strokeStyle = fills[verb];
       context.lineWidth = verb === UNDO ? 2 : 1.6;
-      if (verb !== UNDO || seen.isDense) context.fill(path);
-      if (!seen.isDense) context.stroke(path);
+      if (verb !== UNDO) context.fill(path);
+      context.stroke(path);
     }
   }
   context.globalAlpha = 1;
   context.lineWidth = 1;
+  drawRings(radius);
+}
+
+/** Marks too many to be told apart: of each lane a bar for two pixels, high where there is an op. */
+function drawBars(seen) {
+  const xs = view.axis.x;
+  const fills = verbColours();
+  const heights = [Math.min(view.lane * 0.35, 7), Math.min(view.lane * 0.7, 16)];
+  const { gutter, left, scale } = view;
+  for (const { own, from, to, y } of seen.lanes) {
+    const last = [-1, -1];
+    for (let i = from; i < to; i++) {
+      const mark = own[i];
+      const verb = marks.verb[mark];
+      const isOp = verb < APPLY ? 1 : 0;
+      const x = 2 * Math.round((gutter + (xs[mark] - left) * scale) / 2);
+      if (x === last[isOp]) continue;
+      last[isOp] = x;
+      const how = state.cone ? relation(state.cone, mark) : "plain";
+      context.globalAlpha = how === "concurrent" ? 0.3 : 1;
+      context.fillStyle = how === "past" || how === "future" ? colours[how] : fills[verb];
+      context.fillRect(x, y - heights[isOp] / 2, isOp ? 2 : 1, heights[isOp]);
+    }
+  }
+  context.globalAlpha = 1;
+  drawRings(4);
+}
+
+function drawRings(radius) {
   ringed(state.hits.length < 5000 ? state.hits : [], colours.fault, radius + 5);
   if (state.cone) ringed([state.cone.mark], colours.ink, radius + 4);
   if (state.hovered >= 0) ringed([state.hovered], colours.ink, radius + 3);

@@ -383,8 +383,7 @@ const isDark = () => (document.documentElement.dataset.theme ?? (dark.matches ? 
 dark.addEventListener("change", recolour);
 
 function resize() {
-  view.width = canvas.clientWidth;
-  view.height = canvas.clientHeight;
+  view.measure(canvas.clientWidth, canvas.clientHeight);
   view.keep();
   if (state.cone) view.reveal(state.cone.mark);
   draw();
@@ -432,8 +431,7 @@ legend();
 recolour();
 context.font = `600 13px system-ui, sans-serif`;
 longestName = Math.max(...run.lanes.map((name) => context.measureText(visible(name)).width));
-view.width = canvas.clientWidth;
-view.height = canvas.clientHeight;
+view.measure(canvas.clientWidth, canvas.clientHeight);
 view.fit();
 const FIRST_MARKS = Math.max(20, Math.round(view.width / 14), 4 * run.lanes.length);
 if (markCount > 2 * FIRST_MARKS) {

@@ -50,13 +50,15 @@ function stretches(pairs) {
   return { order, farthest, from: Float64Array.from(pairs, (p) => p[0]), to: Float64Array.from(pairs, (p) => p[1]) };
 }
 
-/** The items of `stretches` that touch the range from `low` to `high`. */
-function* touching({ order, farthest, from, to }, low, high) {
+/** The items of `stretches` that touch the range from `low` to `high`, in the order in which they begin. */
+function touching({ order, farthest, from, to }, low, high) {
+  const found = [];
   for (let i = firstIndex(order.length, (k) => farthest[k] >= low); i < order.length; i++) {
     const item = order[i];
-    if (from[item] > high) return;
-    if (to[item] >= low) yield item;
+    if (from[item] > high) break;
+    if (to[item] >= low) found.push(item);
   }
+  return found;
 }
 
 const view = {
@@ -66,16 +68,17 @@ const view = {
   scroll: 0, // pixels by which the lanes are scrolled down
   width: 0,
   height: 0,
+  gutter: 0, // the width of the lanes' names
+  lane: LANE_MIN, // the height of a lane
 
   get axis() {
     return axes[this.axisName];
   },
-  get gutter() {
-    return Math.min(this.width < NARROW ? 74 : 120, 14 + longestName);
-  },
-  get lane() {
-    const room = (this.height - TOP - 8) / run.lanes.length;
-    return Math.max(LANE_MIN, Math.min(LANE_MAX, room));
+  measure(width, height) {
+    this.width = width;
+    this.height = height;
+    this.gutter = Math.min(width < NARROW ? 74 : 120, 14 + longestName);
+    this.lane = Math.max(LANE_MIN, Math.min(LANE_MAX, (height - TOP - 8) / run.lanes.length));
   },
   get right() {
     return this.left + (this.width - this.gutter) / this.scale;
