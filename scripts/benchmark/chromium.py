@@ -64,11 +64,10 @@ class Browser:
         try:
             self._process = subprocess.Popen(
                 # The shell puts the pipes where Chromium looks for them.
-                ["sh", "-c", f'exec "$@" 3<&{their_in} 4>&{their_out}', "sh", *command],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
+                ["sh", "-c", 'exec "$@" 3<&0 4>&1 </dev/null >/dev/null', "sh", *command],
+                stdin=their_in,
+                stdout=their_out,
                 stderr=subprocess.DEVNULL,
-                pass_fds=(their_in, their_out),
                 start_new_session=True,
             )
         finally:

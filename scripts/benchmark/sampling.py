@@ -36,10 +36,14 @@ class Effort:
     """How often each process fails."""
     missed_ops: int
     """What a replica has to catch up with."""
+    events: int
+    """Of the run that is drawn."""
 
 
-FULL = Effort(20, 150, 20.0, 3.0, (2, 8, 32), 1500, (1, 4), 20_000, (1 << 10, 10 << 20, 100 << 20), 21, 9, 10_000)
-QUICK = Effort(5, 30, 2.0, 0.5, (2, 8), 200, (1,), 600, (1 << 10, 1 << 20), 5, 1, 500)
+FULL = Effort(
+    20, 150, 20.0, 3.0, (2, 8, 32), 1500, (1, 4), 20_000, (1 << 10, 10 << 20, 100 << 20), 21, 9, 10_000, 50_000
+)
+QUICK = Effort(5, 30, 2.0, 0.5, (2, 8), 200, (1,), 600, (1 << 10, 1 << 20), 5, 1, 500, 5_000)
 
 
 def timed(act: Act) -> float:
