@@ -134,9 +134,8 @@ class Picture:
 
 def draw(title: str, evidence: Evidence, told: RunNotes) -> Picture:
     """Work out the picture of a run."""
-    clients = [client for client in evidence.clients if client.lines or client.name in told.clients]
     grants = [line.line for line in evidence.grants.lines] if evidence.grants else []
-    return _Drawing(title, clients, grants, told).picture()
+    return _Drawing(title, evidence.clients, grants, told).picture()
 
 
 @dataclass(slots=True)
@@ -298,21 +297,21 @@ class _Drawing:
         return placed[::-1]
 
     def _draw_hand_offs(self, holds: Sequence[Hold]) -> list[Arrow]:
-        """Draw from each hold's end to the begin of what was granted next on the same lock."""
+        """Draw how each lock went on: to a reader from the writer before it, to a writer from all readers since."""
         arrows: list[Arrow] = []
-        by_lock: dict[str, list[Hold]] = defaultdict(list)
+        writer: dict[str, Hold] = {}
+        readers: dict[str, list[Hold]] = defaultdict(list)
         for hold in holds:
-            by_lock[hold.lock].append(hold)
-        for ordered in by_lock.values():
-            last = ordered[0]
-            for hold in ordered[1:]:
-                # Beside a reader another one begins; who waited for it is who comes next.
-                is_handed_on = last.end.time <= hold.begin.time and "exclusive" in (last.mode, hold.mode)
-                if is_handed_on and last.lane != hold.lane:
+            before = [writer[hold.lock]] if hold.lock in writer else []
+            if hold.mode == "exclusive":
+                before = readers.pop(hold.lock, before)
+                writer[hold.lock] = hold
+            else:
+                readers[hold.lock].append(hold)
+            for last in before:
+                if last.lane != hold.lane and last.end.time <= hold.begin.time:
                     begin = Place(last.end.time, min(last.end.depth, hold.begin.depth))
                     arrows.append(Arrow("hand-off", last.lane, begin, hold.lane, hold.begin, hold.lock))
-                if hold.end.time >= last.end.time:
-                    last = hold
         return arrows
 
     # Messages
