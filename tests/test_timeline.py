@@ -130,6 +130,8 @@ def test_a_hold_without_an_end_lasts_until_the_end_and_one_that_expired_says_so(
 def test_a_late_push_is_a_red_arrow_to_whoever_refused_it(tmp_path: Path) -> None:
     group = good_group()
     late = group.begin(0, "write", text="late")
+    group.replicas[0].records[NOTES].pop()  # it has undone it
+    group.replicas[0].hashes[NOTES].pop()
     directory = write_run(group, tmp_path)
     when = format_time(group.time_us + 50)
     token = format_token(late.token)
@@ -143,9 +145,22 @@ def test_a_late_push_is_a_red_arrow_to_whoever_refused_it(tmp_path: Path) -> Non
     picture = picture_of(directory)
     fenced = [arrow for arrow in picture.arrows if arrow.kind == "fenced"]
     assert [(arrow.source, arrow.target, arrow.label) for arrow in fenced] == [(1, 2, token)]
+    assert not [arrow for arrow in picture.arrows if arrow.kind == "late"]
     assert picture.marks[fenced[0].source_mark].event.values["text"] == "late"
     kinds = [note.kind for note in picture.notes]
     assert kinds.count("fenced") == 2
+
+
+def test_a_push_that_is_refused_but_whose_op_came_by_other_ways_is_only_late(tmp_path: Path) -> None:
+    group = good_group()
+    doing = group.begin(0, "write", text="came by other ways")
+    group.end(doing)
+    directory = write_run(group, tmp_path)
+    token = format_token(doing.token)
+    text = f"refused a push of client-0 to {NOTES}: its token {token} is fenced by 9.9"
+    client_says(directory, "client-1", f"{format_time(group.time_us + 50)} {text}")
+    arrows = [arrow for arrow in picture_of(directory).arrows if arrow.kind in ("late", "fenced")]
+    assert [(arrow.kind, arrow.source, arrow.target) for arrow in arrows] == [("late", 1, 2)]
 
 
 def test_a_crash_is_a_gap_from_the_last_sign_of_life_to_the_next_start(tmp_path: Path) -> None:

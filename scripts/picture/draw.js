@@ -232,7 +232,7 @@ function drawArrows({ isDense }) {
   for (const [key, group] of [...groups].sort()) {
     const [kind, lit] = key.split(" ");
     const litColour = lit === "past" ? colours.past : colours.future;
-    context.strokeStyle = { sync: lit ? litColour : colours.sync, "hand-off": colours.hand, fenced: colours.bad }[kind];
+    context.strokeStyle = { sync: lit ? litColour : colours.sync, "hand-off": colours.hand, fenced: colours.bad, late: colours.sync }[kind];
     context.fillStyle = context.strokeStyle;
     context.lineWidth = lit || kind === "fenced" ? 1.5 : 1;
     context.globalAlpha = state.cone && !lit && kind !== "fenced" ? 0.35 : 1;
@@ -246,9 +246,12 @@ function drawArrows({ isDense }) {
     context.lineWidth = 1;
     context.globalAlpha = 1;
   }
-  for (const item of groups.get("fenced") ?? []) {
-    const arrow = run.arrows[item];
-    cross(view.xOf(axis.arrows.to[item]), view.yOf(arrow.target), 6, colours.bad);
+  for (const kind of ["late", "fenced"]) {
+    for (const item of groups.get(kind) ?? []) {
+      const y = view.yOf(run.arrows[item].target);
+      if (kind === "late") cross(view.xOf(axis.arrows.to[item]), y, 3, colours.faint);
+      else cross(view.xOf(axis.arrows.to[item]), y, 6, colours.bad);
+    }
   }
 }
 

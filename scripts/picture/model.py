@@ -28,7 +28,7 @@ LOCKD: Final = "lockd"
 """The name of lockd's lane, which is the first."""
 
 SpanKind = Literal["down", "apart", "fault"]
-ArrowKind = Literal["sync", "hand-off", "fenced"]
+ArrowKind = Literal["sync", "hand-off", "fenced", "late"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +76,10 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Arrow:
-    """Something that went from one lane to another. `fenced` ones were refused where they came.
+    """Something that went from one lane to another.
 
+    A push that was refused where it came is `late` if its op is in the file's history all the same, by other ways,
+    and `fenced` if it is not.
     `source_mark` and `target_mark` are the numbers of the marks between which it leads, -1 where there is none.
     """
 
@@ -177,7 +179,8 @@ class _Drawing:
         marks, hosts = self._draw_marks()
         self._shape_lockd()
         holds = self._draw_holds(marks)
-        arrows = [*self._draw_syncs(marks), *self._draw_hand_offs(holds), *self._draw_fenced(marks)]
+        histories = _histories(self._clients)
+        arrows = [*self._draw_syncs(marks), *self._draw_hand_offs(holds), *self._draw_refused(marks, histories)]
         notes = [
             Note(lane, note.kind, self._place(lane, note.time_us), note.text)
             for lane, notes in self._notes_by_lane()
@@ -193,7 +196,7 @@ class _Drawing:
             arrows,
             notes,
             self._draw_spans(),
-            _histories(self._clients),
+            histories,
         )
 
     def _place(self, lane: int, time_us: int) -> Place:
@@ -330,7 +333,7 @@ class _Drawing:
                     arrows.append(Arrow("sync", op.lane, op.at, mark.lane, mark.at, id_, ops[id_], number))
         return arrows
 
-    def _draw_fenced(self, marks: Sequence[Mark]) -> list[Arrow]:
+    def _draw_refused(self, marks: Sequence[Mark], histories: Mapping[str, Journal]) -> list[Arrow]:
         """Draw each late push to who refused it, from the last change that its author logged under that token."""
         changes: dict[int, int] = {}
         for number, mark in enumerate(marks):
@@ -346,7 +349,8 @@ class _Drawing:
                     if source.lane != lane:
                         end = self._place(lane, note.time_us)
                         label = format_token(note.fenced)
-                        arrows.append(Arrow("fenced", source.lane, source.at, lane, end, label, number))
+                        kind: ArrowKind = "late" if _is_in(histories, source.event) else "fenced"
+                        arrows.append(Arrow(kind, source.lane, source.at, lane, end, label, number))
         return arrows
 
     # What went wrong
@@ -414,6 +418,14 @@ def _histories(clients: Sequence[Client]) -> dict[str, Journal]:
             if file not in found or _newest(journal) > _newest(found[file]):
                 found[file] = journal
     return dict(sorted(found.items()))
+
+
+def _is_in(histories: Mapping[str, Journal], event: Event) -> bool:
+    """Tell whether the version that an op made is in its file's history."""
+    journal, seq = histories.get(event.values["file"]), int(event.values["seq"])
+    return journal is not None and any(
+        [hash_.hex()[:12] == event.values["hash"] for hash_ in journal.hashes[seq - 1 : seq]]
+    )
 
 
 def _newest(journal: Journal) -> tuple[int, int]:
