@@ -423,9 +423,8 @@ def _histories(clients: Sequence[Client]) -> dict[str, Journal]:
 def _is_in(histories: Mapping[str, Journal], event: Event) -> bool:
     """Tell whether the version that an op made is in its file's history."""
     journal, seq = histories.get(event.values["file"]), int(event.values["seq"])
-    return journal is not None and any(
-        [hash_.hex()[:12] == event.values["hash"] for hash_ in journal.hashes[seq - 1 : seq]]
-    )
+    hashes = journal.hashes[seq - 1 : seq] if journal is not None else ()
+    return [hash_.hex()[:12] for hash_ in hashes] == [event.values["hash"]]
 
 
 def _newest(journal: Journal) -> tuple[int, int]:
