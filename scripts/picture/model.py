@@ -280,7 +280,8 @@ class _Drawing:
         for mark in marks:
             if mark.event.verb not in ("apply", "undo"):
                 ops[mark.lane, parse_token(mark.event.values["token"])].append(mark.at.depth)
-        begins: dict[tuple[str, bool], Place] = {}
+        next_any: dict[str, float] = {}
+        next_writer: dict[str, float] = {}
         placed: list[Hold] = []
         for hold in reversed(holds):
             begin, end = hold.begin, hold.end
@@ -288,15 +289,15 @@ class _Drawing:
                 begin = replace(begin, depth=min(depths) - _AROUND)
                 # The others take it in a step later, before the lock goes on.
                 end = replace(end, depth=max(depths) + (1 + _AROUND if hold.mode == "exclusive" else _AROUND))
-            # Readers may come beside it, so only a writer's end, or a writer's begin, is between two holds.
-            after = begins.get((hold.lock, hold.mode == "shared"))
-            if after is not None and hold.end.time <= after.time:
-                end = replace(end, depth=min(end.depth, after.depth))
+            # Beside a reader others read, in any logical order: only a writer comes before all that come later.
+            is_writer = hold.mode == "exclusive"
+            limit = (next_any if is_writer else next_writer).get(hold.lock, end.depth)
+            end = replace(end, depth=max(begin.depth, min(end.depth, limit)))
             asked = replace(hold.asked, depth=min(hold.asked.depth, begin.depth))
-            begins[hold.lock, False] = begin
-            if hold.mode == "exclusive":
-                begins[hold.lock, True] = begin
-            placed.append(replace(hold, asked=asked, begin=begin, end=replace(end, depth=max(end.depth, begin.depth))))
+            next_any[hold.lock] = begin.depth if is_writer else min(begin.depth, next_any.get(hold.lock, begin.depth))
+            if is_writer:
+                next_writer[hold.lock] = begin.depth
+            placed.append(replace(hold, asked=asked, begin=begin, end=end))
         return placed[::-1]
 
     def _draw_hand_offs(self, holds: Sequence[Hold]) -> list[Arrow]:
