@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Annotated
 
 from msgspec import Meta
-from msgspec.json import Encoder
+from msgspec.json import Decoder, Encoder
 
 from common.values import INTEGER_MAX
 
@@ -17,6 +17,7 @@ Clock = Mapping[str, Annotated[int, Meta(ge=1, le=INTEGER_MAX)]]
 """A clock that nobody changes after it was made: merge and tick return new ones."""
 
 _encode = Encoder(order="deterministic").encode
+_decode = Decoder(dict[str, Annotated[int, Meta(ge=1, le=INTEGER_MAX)]]).decode
 
 
 def merge(first: Clock, second: Clock) -> Clock:
@@ -61,3 +62,8 @@ def parse_clock(text: str) -> Clock:
         if type(count) is not int or count < 1:
             raise ValueError("a clock's components are integers from 1")
     return value
+
+
+def decode_clock(data: bytes) -> Clock:
+    """Read `format_clock`'s output, quickly, for whoever reads many. Raises ValueError on anything else."""
+    return _decode(data)

@@ -27,6 +27,7 @@ CORES = (
     "common.tokens",
     "client.core",
     "client.holder",
+    "client.merge",
     "client.replica",
     "client.shared",
     "lockd.core",
