@@ -238,6 +238,59 @@ def diff(first: AtSeq, second: AtSeq, data: Data = None, name: UnusedName = None
     _write_out(lines(_directory(data), _file_at_seq(first), _file_at_seq(second)))
 
 
+@app.command()
+def log(
+    directories: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[DIR]...",
+            show_default=False,
+            help="Data directories, or those of runs, whose clients have one each [default: --data].",
+        ),
+    ] = None,
+    client: Annotated[
+        list[str], typer.Option("--client", metavar="NAME", help="Only what NAME did, also as NAME#2; repeats.")
+    ] = [],  # noqa: B006  (typer reads it, nobody writes it)
+    file: Annotated[list[str], typer.Option("--file", metavar="NAME", help="Only ops on this file; repeats.")] = [],  # noqa: B006  (typer reads it, nobody writes it)
+    op: Annotated[
+        str, typer.Option("--op", metavar="ID|VERB", help="Only lines of this op, like anna:7, or of this verb.")
+    ] = "",
+    since: Annotated[
+        str,
+        typer.Option("--since", metavar="TIME", help="Only from then on: 2026-11-22T15:03, or so long ago: 5m."),
+    ] = "",
+    concurrent_with: Annotated[
+        str, typer.Option("--concurrent-with", metavar="ID", help="Only what is neither before nor after this op.")
+    ] = "",
+    causes: Annotated[
+        str, typer.Option("--causes", metavar="ID", help="Only what happened before this op; not the op itself.")
+    ] = "",
+    why: Annotated[
+        str, typer.Option("--why", metavar="ID", help="The shortest chain of events that led to this op.")
+    ] = "",
+    follow: Annotated[bool, typer.Option("--follow", help="Go on as lines are written, until SIGINT.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print a JSON object per line.")] = False,
+    data: Data = None,
+    name: UnusedName = None,
+    lockd: UnusedLockd = None,
+) -> None:
+    """Print event logs merged: what happened before stands before, else by time. All filters have to hold."""
+    places = [Path(one) for one in directories] if directories else [_directory(data, "name one, ")]
+    from client.log import Asked
+    from client.log import log as print_log
+    from client.log_filters import Wanted
+
+    asked = Asked(places, Wanted(client, file, op, since), causes, concurrent_with, follow, json_)
+    if not why:
+        print_log(asked)
+        return
+    if follow or client or file or op or since or causes or concurrent_with:
+        raise wrong_use("--why shows a chain as it is: only --json goes with it")
+    from client.why import why as chain
+
+    _write_out(chain(why, asked))
+
+
 @app.command("give-up")
 def give_up(
     file: File,
@@ -316,9 +369,9 @@ def _settings(data: str | None, name: str | None, lockd: str | None, durability:
     return Settings(directory, name, lockd, kind)
 
 
-def _directory(data: str | None) -> Path:
+def _directory(data: str | None, or_else: str = "") -> Path:
     if not data:
-        raise wrong_use("no data directory: give --data DIR, or set LOCKSTEP_DATA")
+        raise wrong_use(f"no data directory: {or_else}give --data DIR, or set LOCKSTEP_DATA")
     return Path(data)
 
 
