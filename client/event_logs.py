@@ -52,6 +52,11 @@ class EventLog:
         """The line given out last, counted from 1."""
         self._too_long = False
 
+    @property
+    def torn(self) -> bool:
+        """Tell whether something stands behind the last whole line, as far as the log was read."""
+        return self._at < len(self._block)
+
     def head(self) -> Head | None:
         """Return the next line that reads; None when there is no whole one. Raises OSError."""
         for _, line in self.lines():
