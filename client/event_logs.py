@@ -13,7 +13,7 @@ from client.merge import Head
 from common.clock import decode_clock
 from common.eventlog import HEADER, VERBS
 
-BLOCK_BYTES: Final = 1 << 16
+BLOCK_BYTES: Final = 1 << 14
 LINE_BYTES_MAX: Final = 1 << 22
 """A line beyond this is none: a clock of all the sessions there may be is shorter."""
 

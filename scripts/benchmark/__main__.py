@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Final, NoReturn
 
 from common.errors import CommandError
-from scripts.benchmark import growth, limits, locks, ops, recovery, startup, timeline
+from scripts.benchmark import growth, limits, locks, merged_logs, ops, recovery, startup, timeline
 from scripts.benchmark.figures import Row
 from scripts.benchmark.processes import NotMeasured
 from scripts.benchmark.sampling import FULL, QUICK, Effort
@@ -27,6 +27,7 @@ MEASUREMENTS: Final[dict[str, Callable[[Effort], list[Row]]]] = {
     "wire": growth.measure_wire,
     "startup": startup.measure,
     "recovery": recovery.measure_recovery,
+    "log": merged_logs.measure,
     "timeline": timeline.measure_timeline,
 }
 

@@ -36,14 +36,44 @@ class Effort:
     """How often each process fails."""
     missed_ops: int
     """What a replica has to catch up with."""
+    log_events: int
+    """Events of each client whose logs are merged."""
     events: int
     """Of the run that is drawn."""
 
 
 FULL = Effort(
-    20, 150, 20.0, 3.0, (2, 8, 32), 1500, (1, 4), 20_000, (1 << 10, 10 << 20, 100 << 20), 21, 9, 10_000, 50_000
+    rounds=20,
+    block=150,
+    turns_s=20.0,
+    hand_off_s=3.0,
+    crowds=(2, 8, 32),
+    working_ops=1500,
+    working_files=(1, 4),
+    history_ops=20_000,
+    file_sizes=(1 << 10, 10 << 20, 100 << 20),
+    starts=21,
+    failures=9,
+    missed_ops=10_000,
+    log_events=10_000,
+    events=50_000,
 )
-QUICK = Effort(5, 30, 2.0, 0.5, (2, 8), 200, (1,), 600, (1 << 10, 1 << 20), 5, 1, 500, 5_000)
+QUICK = Effort(
+    rounds=5,
+    block=30,
+    turns_s=2.0,
+    hand_off_s=0.5,
+    crowds=(2, 8),
+    working_ops=200,
+    working_files=(1,),
+    history_ops=600,
+    file_sizes=(1 << 10, 1 << 20),
+    starts=5,
+    failures=1,
+    missed_ops=500,
+    log_events=500,
+    events=5_000,
+)
 
 
 def timed(act: Act) -> float:
