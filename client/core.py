@@ -38,6 +38,7 @@ from client.effects import (
     Submit,
     Timer,
 )
+from client.figures import Figures
 from client.holder import Holder
 from client.loose import loose
 from client.replica import Follower
@@ -58,6 +59,7 @@ from common.messages import (
     Grant,
     Hello,
     Here,
+    Inspection,
     InSync,
     Learn,
     Member,
@@ -138,6 +140,16 @@ class Client:
     def replicas_most(self) -> int:
         """Return how many live replicas there were at once, ours included, at the most."""
         return self._replicas_most
+
+    @property
+    def figures(self) -> Figures:
+        """Return what is counted; the driver counts what passes through it."""
+        return self._shared.figures
+
+    @property
+    def files(self) -> Mapping[str, FileState]:
+        """Return what this replica has of every file."""
+        return self._shared.files
 
     @property
     def learning(self) -> frozenset[str]:
@@ -326,6 +338,7 @@ class Client:
         if self._session != "joined":
             return
         self._session = "joining"
+        shared.figures.sessions_lost += 1
         shared.forget_session()
         self._next_ns = shared.now_ns
         shared.emit(Note(f"session lost: {reason}; every lock it held is void"))
@@ -414,6 +427,8 @@ class Client:
             case Probe():
                 if message.session == shared.session:
                     shared.tell_lockd(Here(shared.identity.epoch, shared.session, message.request))
+            case Inspection():
+                pass  # it is for operators; a replica does not ask
             case _:
                 assert_never(message)
 

@@ -1,8 +1,12 @@
 """What the storage asks of the operating system: so few calls that a test can put a worse disk in their place."""
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, Protocol
+
+from common.histogram import Histogram
 
 
 class Disk(Protocol):
@@ -59,3 +63,32 @@ class Disk(Protocol):
 
 SYSTEM: Final[Disk] = os
 """The operating system's own."""
+
+
+class Timed:
+    """The operating system's own disk, with the time of every sync in a histogram. All other calls are the system's."""
+
+    def __init__(self, syncs: Histogram) -> None:
+        """Count the syncs in `syncs`."""
+        self._syncs = syncs
+        self.open, self.close = os.open, os.close
+        self.pread, self.pwrite, self.write, self.ftruncate = os.pread, os.pwrite, os.write, os.ftruncate
+        self.fstat, self.stat, self.listdir = SYSTEM.fstat, SYSTEM.stat, SYSTEM.listdir
+        self.mkdir, self.unlink, self.rmdir, self.replace = os.mkdir, os.unlink, os.rmdir, SYSTEM.replace
+
+    def fsync(self, fd: int) -> None:
+        """Wait until a file, or a directory's entries, are on disk."""
+        self._timed(os.fsync, fd)
+
+    def fdatasync(self, fd: int) -> None:
+        """Wait until a file's content is on disk."""
+        self._timed(os.fdatasync, fd)
+
+    def sync(self) -> None:
+        """Wait until all that was ever handed to the system is on disk."""
+        self._timed(os.sync)
+
+    def _timed(self, sync: Callable[..., None], *arguments: int) -> None:
+        began_ns = time.monotonic_ns()
+        sync(*arguments)
+        self._syncs.add((time.monotonic_ns() - began_ns) // 1000)

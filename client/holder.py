@@ -45,6 +45,7 @@ class Op(Struct, eq=False):
     deadline_ns: int
     stage: Stage = "queued"
     request: int = 0
+    asked_ns: int = 0
     token: int = 0
     clock: Clock = {}
     in_sync: frozenset[str] = frozenset()
@@ -140,6 +141,7 @@ class Holder:
         if op.stage != "waiting":
             return
         op.stage = "holding"
+        shared.figures.waits.add((shared.now_ns - op.asked_ns) // 1000)
         op.token, op.in_sync, op.learners = grant.token, frozenset(grant.in_sync), grant.learners
         op.clock = grant.clock
         shared.saw_time(grant.time_us)
@@ -256,7 +258,7 @@ class Holder:
 
     def _acquire(self, op: Op) -> None:
         shared = self._shared
-        op.stage, op.request = "waiting", shared.request()
+        op.stage, op.request, op.asked_ns = "waiting", shared.request(), shared.now_ns
         self._by_request[op.request] = op
         self._ask(op)
 

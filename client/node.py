@@ -12,6 +12,7 @@ from msgspec import Struct, structs
 
 from client.core import Client
 from client.directory import default_name, listen
+from client.disk import Timed
 from client.effects import (
     Answer,
     Begin,
@@ -51,7 +52,8 @@ from client.storage_errors import FatalStorageError, StorageError
 from common.diagnostics import Diagnostics, Strangers
 from common.errors import EXIT_CRASHED, CommandError, refused
 from common.eventlog import format_event
-from common.messages import FromLockd, FromReplica, Push, ToReplica
+from common.histogram import Histogram
+from common.messages import Ack, Fenced, Fetched, FromLockd, FromReplica, Push, ToReplica
 from common.moments import SteadyClock
 from common.sockets import caller, connect, connections, fan, listener, receive, send, states
 from common.wire import WireError, decode, encode
@@ -78,6 +80,8 @@ class _Wanted(Struct):
     begin: Callable[[str], bool] | None
     done: Callable[[Result], None]
     tail_bytes: int | None
+    verb: OpVerb
+    began_ns: int
     length: int = 0
     content: bytes = b""
     trouble: str = ""
@@ -105,6 +109,7 @@ class Node:
         self._routes: dict[str, bytes] = {}
         self._endpoints: dict[str, str] = {}
         self._connections = 0
+        self._syncs = Histogram()
         self._strangers = Strangers()
         self._open(directory, name, lockd, durability)
         self._context = zmq.Context[zmq.Socket[bytes]]()
@@ -113,7 +118,7 @@ class Node:
 
     def _open(self, directory: Path, name: str | None, lockd: str | None, durability: Durability) -> None:
         try:
-            self._journal, repaired = Journal.open(directory, durability)
+            self._journal, repaired = Journal.open(directory, durability, Timed(self._syncs))
             self._events = self._journal.events
             self._diagnostics = Diagnostics(directory / "client.log")
             self._states = self._journal.states()
@@ -168,6 +173,8 @@ class Node:
         states, end = self._states, self._events.end
         newest = self._events.newest()
         self._core = Client(identity, self._journal, states, end.clock, end.time_us, newest, end.reads)
+        self.figures = self._core.figures
+        self.figures.syncs = self._syncs
         self._poller = zmq.Poller()
         # First, so that the core knows of a new connection before it sees a message that came along it.
         self._poller.register(self._link, zmq.POLLIN)
@@ -238,7 +245,7 @@ class Node:
         When the op has its lock, `begin` is called with its id. If it returns False, the op fails.
         """
         self._submitted += 1
-        self._wanted[self._submitted] = _Wanted(begin, done, tail_bytes)
+        self._wanted[self._submitted] = _Wanted(begin, done, tail_bytes, verb, self.now_ns())
         self._feed(Submit(self._submitted, verb, file, text, of, wait_ns, retry))
 
     def step(self, until_ns: int | None = None) -> None:
@@ -313,6 +320,10 @@ class Node:
         except WireError as error:
             self._malformed(frames[0], error)
             return
+        if isinstance(message, Fenced):
+            self.figures.pushes_fenced["ours"] += 1
+        elif isinstance(message, Fetched):
+            self.figures.bytes_taken_in += len(frames[-1])
         self._feed(PeerAnswer(frames[0][:16].decode("ascii", "replace"), message))
 
     def _from_listener(self, frames: list[bytes]) -> None:
@@ -323,9 +334,12 @@ class Node:
         except WireError as error:
             self._malformed(frames[0], error)
             return
+        if isinstance(message, Push):
+            self.figures.bytes_taken_in += len(frames[1])
         self._feed(FromPeer(frames[0], message))
 
     def _malformed(self, sender: bytes, error: WireError) -> None:
+        self.figures.malformed += 1
         if self._strangers.count(sender):
             self._diagnostics.note(f"dropped a message of {sender!r}: {error}")
 
@@ -351,8 +365,16 @@ class Node:
                 case SendReplica():
                     route = self._routes.get(effect.replica)
                     if route is not None and self._fan is not None:
-                        self._send(self._fan, route, self._encode_once(effect.message))
+                        frame = self._encode_once(effect.message)
+                        if isinstance(effect.message, Push):
+                            self.figures.pushes_sent += 1
+                            self.figures.bytes_pushed += len(frame)
+                        self._send(self._fan, route, frame)
                 case Answer():
+                    if isinstance(effect.message, Ack):
+                        self.figures.pushes_taken_in += 1
+                    elif isinstance(effect.message, Fenced):
+                        self.figures.pushes_fenced["theirs"] += 1
                     self._send(self._listener, effect.route, encode(effect.message))
                 case Log():
                     if not refusal:
@@ -418,6 +440,7 @@ class Node:
         """Append to the event log; return what speaks against it, or ""."""
         try:
             self._events.append(line)
+            self.figures.log_lines += 1
         except OSError as error:
             return f"{self._events.path} cannot be written ({error.strerror}); make room"
         return ""
@@ -479,6 +502,9 @@ class Node:
         wanted = self._wanted.pop(op)
         if wanted.trouble and finished.outcome == "ok":
             finished = structs.replace(finished, outcome="failed", reason=wanted.trouble)
+        figures, ended_ns = self.figures, self.now_ns()
+        figures.ops[wanted.verb, finished.outcome] += 1
+        figures.op_times[wanted.verb].add((ended_ns - wanted.began_ns) // 1000)
         wanted.done(Result(finished, wanted.length, wanted.content))
 
     def _connect(self, replica: str, endpoint: str, incarnation: str) -> None:

@@ -136,6 +136,7 @@ class Follower:
             shared.emit(Note(f"dropped an answer of {shared.host_of(source)}: {problem}"))
             return
         del self._fetching[answer.file]
+        shared.figures.ops_fetched += len(answer.records)
         state = shared.state(answer.file)
         previous, records, token = answer.previous, answer.records, answer.follows
         beginning = self._beginnings.pop(answer.file, None)
@@ -200,7 +201,9 @@ class Follower:
 
     def learn(self, file: str, sources: tuple[str, ...]) -> None:
         """Become, or stay, a learner of `file`, and fetch from a source unless a fetch is under way."""
-        self.learning.add(file)
+        if file not in self.learning:
+            self.learning.add(file)
+            self._shared.figures.catch_ups_begun += 1
         if sources:
             # Who was asked and has not answered may be out of reach: the next one in turn.
             silent = self._fetching.get(file)
@@ -211,6 +214,7 @@ class Follower:
         """Take in that we are in the in-sync set of `file`."""
         if file in self.learning:
             self.learning.discard(file)
+            self._shared.figures.catch_ups_finished += 1
             self._shared.emit(Note(f"in sync with {file} at {self._shared.state(file).head.version}"))
 
     def forget_session(self) -> None:
@@ -295,6 +299,7 @@ class Follower:
 
         def then() -> None:
             if undone := state.head.version.seq - keep:
+                shared.figures.undone += undone
                 shared.emit(Note(f"undid the newest {undone} of {file}, back to @{keep}: the others do not have them"))
             taken()
 

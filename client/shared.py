@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from client.effects import Effect, FileState, Flush, History, Log, Persist, Remember, SendLockd
+from client.figures import Figures
 from common.clock import Clock, tick
 from common.limits import AHEAD_US_MAX
 from common.messages import Head, Member, ToLockd
@@ -63,6 +64,7 @@ class Shared:
     out: list[Effect] = field(default_factory=list)
     requests: int = 0
     connected: bool = False
+    figures: Figures = field(default_factory=Figures)
     _one_way: list[tuple[int, ToLockd]] = field(default_factory=list)
     _answered: int = 0
     _tickets: int = 0

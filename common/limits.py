@@ -35,6 +35,16 @@ WAITERS_MAX: Final = 10_000
 ANSWERS_KEPT_MAX: Final = 64
 """How many answers lockd keeps per session, so that a repeated request gets its first answer."""
 
+INSPECT_LOCKS_MAX: Final = 200
+INSPECT_WAITERS_MAX: Final = 50
+INSPECT_REPLICAS_MAX: Final = 100
+INSPECT_MEMBERS_MAX: Final = 500
+INSPECT_NAMES_MAX: Final = 10
+"""What one Inspection tells: locks; waiters, holders and replicas of each; members; names of a list within a line."""
+
+FAULTS_KEPT_MAX: Final = 50
+"""How many of the newest faults lockd remembers."""
+
 QUEUE_MESSAGES_MAX: Final = 100_000
 """ZeroMQ high-water mark, per connection and direction."""
 

@@ -63,6 +63,110 @@ class Held(Part, frozen=True):
     mode: Mode
 
 
+# Parts of an Inspection
+
+ReplicaStanding = Literal["in sync", "learner", "absent"]
+"""A replica's part in a file: a live member of its in-sync set, a live one outside of that, or an absent member."""
+Reason = Literal["grace", "disconnected", "absent", "learning", "learner", "holder", "turn"]
+"""Why a waiter has to wait: lockd has started anew and waits for others; its connection is down; the in-sync set is
+absent; it is not in the in-sync set; it comes next, when a learner before it has caught up, or when the holders let go;
+or others come before it."""
+
+
+class MemberState(Part, frozen=True):
+    """A session, or a replica without one (`session` is 0). Its `replica` is "" for a client without one.
+
+    `seen_ms` ago it was heard of last, None where this lockd never did. Its lease has `lease_ms` left. `in_sync` and
+    `learning` count the files with which it is in sync, or not; of the latter it is `behind` versions at the most, as
+    far as it has told (None: of one it has not). For the newest versions of `needed`, and of `needed_left_out`
+    more files, it has to come back.
+    """
+
+    name: str
+    host: str
+    replica: str
+    session: Number
+    start_count: Number
+    connected: bool
+    seen_ms: Number | None
+    lease_ms: Number
+    in_sync: Number
+    learning: Number
+    behind: Number | None
+    needed: tuple[str, ...]
+    needed_left_out: Number
+
+
+class HolderState(Part, frozen=True):
+    """A hold. `seen_ms` and `lease_ms` are of its session, as in a MemberState."""
+
+    host: str
+    token: Number
+    mode: Mode
+    held_us: Number
+    connected: bool
+    seen_ms: Number
+    lease_ms: Number
+
+
+class WaiterState(Part, frozen=True):
+    """A place in a queue, and why it has to wait."""
+
+    host: str
+    mode: Mode
+    waited_us: Number
+    why: Reason
+
+
+class ReplicaState(Part, frozen=True):
+    """A replica of a file, and how many acknowledged versions it lacks, as far as it has told; None: unknown."""
+
+    host: str
+    standing: ReplicaStanding
+    behind: Number | None
+
+
+class LockState(Part, frozen=True):
+    """A lock. A file is `clean` at its `version`; of an unclean one that is the newest known to be acknowledged.
+
+    `replicas` has the in-sync set, and the live replicas outside of it.
+    """
+
+    lock: str
+    kind: Kind
+    clean: bool
+    version: Version | None
+    holders: tuple[HolderState, ...]
+    holders_left_out: Number
+    queue: tuple[WaiterState, ...]
+    queue_left_out: Number
+    replicas: tuple[ReplicaState, ...]
+    replicas_left_out: Number
+
+
+class Count(Part, frozen=True):
+    """How often something has happened since lockd's start, and of which kind, "" where there is one."""
+
+    what: str
+    kind: str
+    count: Number
+
+
+class Spread(Part, frozen=True):
+    """How long something took since lockd's start: the counts of a common.histogram without the zeros at its end."""
+
+    what: str
+    counts: tuple[Number, ...]
+    sum_us: Number
+
+
+class Fault(Part, frozen=True):
+    """Something out of the ordinary; the text may hold any name."""
+
+    time_us: Number
+    text: str
+
+
 # Client to lockd
 
 
@@ -193,7 +297,16 @@ class Here(Message, frozen=True, tag=11):
     request: Number
 
 
-ToLockd = Hello | Goodbye | Ping | Acquire | Cancel | Release | Drop | Report | Resume | GiveUp | Here
+class Inspect(Message, frozen=True, tag=12):
+    """Ask what lockd knows of the group, or of one `lock` (else ""); answered by Inspection. It changes nothing."""
+
+    epoch: Number
+    session: Number
+    request: Number
+    lock: str
+
+
+ToLockd = Hello | Goodbye | Ping | Acquire | Cancel | Release | Drop | Report | Resume | GiveUp | Here | Inspect
 
 # lockd to client
 
@@ -327,8 +440,52 @@ class Probe(Message, frozen=True, tag=45):
     request: Number
 
 
+class Inspection(Message, frozen=True, tag=46):
+    """Answer to Inspect: what lockd knows at `time_us`, with the limits of common.limits.
+
+    lockd is up since `since_us`. `replicas` and `others` count the sessions with and without a replica; of these only
+    who holds a lock or waits for one is among the `members`. `files` counts those that lockd knows, `unclean` those
+    that the next holder has to settle, `lost` those whose in-sync replicas are all absent. `locks` are those in use
+    first. After its start lockd waits `grace_ms` at most for `expected`, and grants nothing.
+    """
+
+    epoch: Number
+    request: Number
+    time_us: Number
+    since_us: Number
+    group: str
+    ttl_ms: Number
+    grace_ms: Number
+    expected: tuple[str, ...]
+    replicas: Number
+    others: Number
+    files: Number
+    unclean: Number
+    lost: Number
+    members: tuple[MemberState, ...]
+    members_left_out: Number
+    locks: tuple[LockState, ...]
+    locks_left_out: Number
+    counts: tuple[Count, ...]
+    spreads: tuple[Spread, ...]
+    faults: tuple[Fault, ...]
+
+
 FromLockd = (
-    Welcome | Pong | Grant | Refused | Released | InSync | View | Learn | Admitted | Settle | Stale | Ended | Probe
+    Welcome
+    | Pong
+    | Grant
+    | Refused
+    | Released
+    | InSync
+    | View
+    | Learn
+    | Admitted
+    | Settle
+    | Stale
+    | Ended
+    | Probe
+    | Inspection
 )
 
 # Replica to replica

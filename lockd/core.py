@@ -30,6 +30,7 @@ from common.messages import (
     Goodbye,
     Hello,
     Here,
+    Inspect,
     Member,
     Ping,
     Pong,
@@ -42,18 +43,27 @@ from common.messages import (
     View,
     Welcome,
 )
+from common.tokens import format_token
 from lockd.effects import Change, Durable, Effect, Note, ReplicaSeen, SessionEnded, SessionOpened
+from lockd.figures import Figures
 from lockd.identities import Identities, new_host, taken
+from lockd.inspection import inspection
 from lockd.locks import FileState, Lock
 from lockd.members import Members
 from lockd.queues import Queues
 from lockd.restart import Restart
-from lockd.shared import Session, Shared
+from lockd.shared import Over, Session, Shared
 
 _RECONNECT_NS: Final = 25_000_000
 """A client whose connection is down has so long to come back; one that lives needs half of it on one machine."""
 _STALL_NS: Final = 200_000_000
 """A timer that fires so late tells that lockd itself was stalled, not its clients."""
+
+_GOODBYE: Final = Over("goodbye", "it said goodbye")
+_CONNECTION: Final = Over("connection", "its connection is down")
+_NEW_SESSION: Final = Over("replaced", "its client began a new session")
+_NEW_PROCESS: Final = Over("replaced", "its replica began a new session")
+_OTHER_SESSION: Final = Over("replaced", "its connection began another session")
 
 
 @dataclass(slots=True)
@@ -108,6 +118,16 @@ class Lockd:
         return self._shared.sessions
 
     @property
+    def figures(self) -> Figures:
+        """Return what is counted."""
+        return self._shared.figures
+
+    @property
+    def live_replicas(self) -> Mapping[str, Session]:
+        """Return the sessions of the live replicas, by replica id."""
+        return self._shared.by_replica
+
+    @property
     def waiters(self) -> int:
         """Return how many requests stand in queues."""
         return self._shared.waiters
@@ -124,6 +144,7 @@ class Lockd:
         """
         shared = self._shared
         shared.out = []
+        shared.figures.since_ns = now_ns
         self._restart.begin(now_ns)
         return shared.out
 
@@ -142,18 +163,19 @@ class Lockd:
         if isinstance(message, Goodbye) and message.session == 0:
             self._forget_contender(route)
             if (leaving := shared.by_route.get(route)) is not None:
-                self._end_for_good(leaving, "it said goodbye", now_ns)
+                self._end_for_good(leaving, _GOODBYE, now_ns)
             return shared.out
         if message.epoch != shared.epoch:
             if isinstance(message, Goodbye):
                 self._restart.arrived(now_ns, {message.session} & shared.expected.keys())
+            shared.figures.stale += 1
             shared.send(route, Stale(shared.epoch))
             return shared.out
         session = shared.sessions.get(message.session)
         if session is None or session.route != route:
             shared.send(route, Ended(shared.epoch, message.session, "this session is not open"))
             return shared.out
-        session.deadline_ns = now_ns + shared.ttl_ns
+        session.deadline_ns, session.seen_ns = now_ns + shared.ttl_ns, now_ns
         if not session.connected:
             self._reconnected(session, now_ns)
         match message:
@@ -175,8 +197,10 @@ class Lockd:
                 self._resume(session, message, now_ns)
             case Here():
                 self._here(session, message, now_ns)
+            case Inspect():
+                shared.send(route, inspection(shared, self._queues.early, message, now_ns))
             case Goodbye():
-                self._end_for_good(session, "it said goodbye", now_ns)
+                self._end_for_good(session, _GOODBYE, now_ns)
             case _:
                 assert_never(message)
         return shared.out
@@ -206,7 +230,7 @@ class Lockd:
         if stall_ns <= _STALL_NS:
             stall_ns = 0
         else:
-            shared.emit(Note(f"stalled for {stall_ns / 1e9:.3f} s; all leases are longer by that"))
+            shared.fault(now_ns, f"stalled for {stall_ns / 1e9:.3f} s; all leases are longer by that")
             for session in shared.sessions.values():
                 # Nobody knows when the stall began: each has the time to send one more ping.
                 session.deadline_ns = max(session.deadline_ns + stall_ns, now_ns + shared.ttl_ns // 2)
@@ -220,7 +244,7 @@ class Lockd:
                 if stall_ns:
                     heapq.heappush(shared.timers, (now_ns + shared.ttl_ns // 2, 0, 0, ""))
                     continue
-                self._restart.arrived(now_ns, set(shared.expected))
+                self._restart.absent(now_ns)
                 continue
             due = shared.sessions.get(session_id)
             if due is None:
@@ -232,8 +256,8 @@ class Lockd:
                 if due.deadline_ns > now_ns:
                     self._ring_at(due, due.deadline_ns)
                 else:
-                    lost = f"its lease of {shared.ttl_ns / 1e9:g} s ran out"
-                    self._end_for_good(due, lost if due.connected else "its connection is down", now_ns)
+                    lease = Over("lease", f"its lease of {shared.ttl_ns / 1e9:g} s ran out")
+                    self._end_for_good(due, lease if due.connected else _CONNECTION, now_ns)
         return shared.out
 
     def stop(self, now_ns: int) -> list[Effect]:
@@ -242,7 +266,7 @@ class Lockd:
         shared.out = []
         for lock in shared.locks.values():
             for hold in list(lock.holds.values()):
-                shared.log("expiry", lock, hold, now_ns)
+                shared.lose(lock, hold, "stop", now_ns)
             lock.holds.clear()
         return shared.out
 
@@ -265,7 +289,7 @@ class Lockd:
         if running and running.hello == hello.request:
             shared.by_route.pop(running.route, None)
             shared.by_route[route] = running
-            running.route, running.deadline_ns = route, now_ns + shared.ttl_ns
+            running.route, running.deadline_ns, running.seen_ns = route, now_ns + shared.ttl_ns, now_ns
             shared.send(route, self._welcome(running, now_ns))
             self._members.tell_what_to_learn(running)
             if not running.connected:
@@ -280,13 +304,13 @@ class Lockd:
             replica_id, known = self._identities.identify(replica, hello.incarnation, is_copy)
         problem = self._identities.hello_problem(hello, known)
         if problem:
-            shared.refuse(route, hello, problem)
+            shared.refuse(route, hello, problem, now_ns)
             return
         changes: list[Change] = []
         if running:
-            self._end(running, "its client began a new session", now_ns)
+            self._end(running, _NEW_SESSION, now_ns)
         if replica and (older := shared.by_replica.get(replica_id)):
-            self._end(older, "its replica began a new session", now_ns)
+            self._end(older, _NEW_PROCESS, now_ns)
         shared.last_session += 1
         number, host, member = shared.last_session, hello.name, None
         reads: Mapping[str, Clock] = {}
@@ -308,13 +332,14 @@ class Lockd:
                 changes.append(each)
             member = Member(replica_id, host, replica.endpoint, hello.incarnation)
         session = Session(
-            number, hello.name, host, route, hello.incarnation, hello.request, member, now_ns + shared.ttl_ns
+            number, hello.name, host, route, hello.incarnation, hello.request, member, now_ns + shared.ttl_ns, now_ns
         )
         if (other := shared.by_route.get(route)) is not None:
-            self._end(other, "its connection began another session", now_ns)
+            self._end(other, _OTHER_SESSION, now_ns)
         shared.sessions[number] = shared.by_route[route] = session
         shared.by_process[hello.name, hello.incarnation] = session
         shared.by_name.setdefault(hello.name, {})[number] = session
+        shared.figures.sessions_opened += 1
         self._ring_at(session, session.deadline_ns)
         if member:
             shared.by_replica[member.replica] = session
@@ -374,7 +399,7 @@ class Lockd:
             del self._contenders[replica]
             self._hello(contender.route, contender.hello, now_ns, is_copy=True)
 
-    def _end_for_good(self, session: Session, why: str, now_ns: int) -> None:
+    def _end_for_good(self, session: Session, why: Over, now_ns: int) -> None:
         """End a session whose process is gone; who waits to take its place comes in."""
         contender = self._contenders.pop(session.member.replica, None) if session.member else None
         self._end(session, why, now_ns)
@@ -402,17 +427,23 @@ class Lockd:
             now_ns // 1000,
         )
 
-    def _end(self, session: Session, why: str, now_ns: int) -> None:
+    def _end(self, session: Session, why: Over, now_ns: int) -> None:
         shared = self._shared
         shared.persist(SessionEnded(session.id))
-        shared.emit(Note(f"session {session.id} of {session.host} is over: {why}"))
+        shared.figures.sessions_ended[why.ending] += 1
+        text = f"session {session.id} of {session.host} is over: {why.text}"
+        if why.ending == "goodbye" or not (session.member or session.holds):
+            shared.emit(Note(text))
+        else:
+            shared.fault(now_ns, text)
         touched: dict[str, Lock] = {}
         for request, name in list(session.waits.items()):
             touched[name] = self._queues.dequeue(session, request)
         for token, name in session.holds.items():
             lock = touched[name] = shared.locks[name]
             hold = lock.holds.pop(token)
-            shared.log("expiry", lock, hold, now_ns)
+            shared.lose(lock, hold, "session", now_ns)
+            shared.figures.fault(now_ns, f"{session.host} lost {name}, held under token {format_token(token)}")
             if lock.file and hold.mode == "exclusive":
                 lock.file.clean, lock.file.astray, lock.file.settle_ns = None, True, 0
         del shared.sessions[session.id]
@@ -425,6 +456,7 @@ class Lockd:
             del shared.by_process[session.name, session.incarnation]
         if session.member and shared.by_replica.get(session.member.replica) is session:
             del shared.by_replica[session.member.replica]
+            shared.last_seen[session.member.replica] = session.seen_ns
             self._contenders.pop(session.member.replica, None)
             for lock in shared.locks.values():
                 if lock.file:
@@ -433,6 +465,6 @@ class Lockd:
                         lock.file.settle_ns = 0
                     touched[lock.name] = lock
             self._members.tell_view(None)
-        shared.send(session.route, Ended(shared.epoch, session.id, why))
+        shared.send(session.route, Ended(shared.epoch, session.id, why.text))
         for lock in touched.values():
             self._queues.advance(lock, now_ns)

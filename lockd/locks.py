@@ -19,7 +19,8 @@ class Waiter(Struct):
 class Hold(Struct):
     """A grant that is in force, and the `answer` that told it: for a request that comes again.
 
-    `clean` is the version it handed over, None where the file was unclean; `newest` the newest session then.
+    `clean` is the version it handed over, None where the file was unclean; `newest` the newest session then. `asked_ns`
+    is when the request for it came.
     """
 
     session: int
@@ -30,6 +31,7 @@ class Hold(Struct):
     clean: Version | None
     since_ns: int
     newest: int
+    asked_ns: int
     answer: Grant | None = None
 
 

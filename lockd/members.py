@@ -6,7 +6,7 @@ from common.clock import Clock, merge
 from common.messages import Admitted, Drop, GiveUp, InSync, Member, Refused, ReplicaHello, Report, View
 from common.records import EMPTY, Version
 from common.tokens import make_token
-from lockd.effects import ForgetAcked, Note
+from lockd.effects import ForgetAcked
 from lockd.locks import FileState, Lock
 from lockd.queues import Queues
 from lockd.shared import Session, Shared
@@ -85,7 +85,7 @@ class Members:
         if dropped:
             self._queues.set_in_sync(lock, tuple([r for r in file.in_sync if r not in dropped]))
             names = ", ".join(shared.replicas[replica].host for replica in dropped)
-            shared.emit(Note(f"{names} left the in-sync set of {lock.name}: {session.host} had no ack in time"))
+            shared.fault(now_ns, f"{names} left the in-sync set of {lock.name}: {session.host} had no ack in time")
         shared.send(session.route, InSync(shared.epoch, message.request, True, file.in_sync, shared.changes))
         for replica in dropped:
             if replica in shared.by_replica:
@@ -100,6 +100,7 @@ class Members:
         lock = shared.locks.get(message.file)
         problem, best = self._give_up_problem(lock, message)
         if lock is None or problem:
+            shared.figures.refusals["give-up"] += 1
             shared.answer(session, message.request, Refused(shared.epoch, message.request, problem))
             return
         assert lock.file is not None
@@ -109,7 +110,7 @@ class Members:
         self._queues.keep_left(lock)
         shared.persist(ForgetAcked(make_token(shared.epoch, shared.counter)))
         self._queues.set_in_sync(lock, best)
-        shared.emit(Note(f"{session.name} gave up what {lost} alone had of {lock.name}"))
+        shared.fault(now_ns, f"{session.name} gave up what {lost} alone had of {lock.name}")
         shared.answer(session, message.request, InSync(shared.epoch, message.request, True, best, shared.changes))
         for replica in best:
             lock.file.reports.pop(replica, None)

@@ -43,6 +43,7 @@ class Queues:
                 return
         problem = self._acquire_problem(session, message)
         if problem:
+            shared.figures.refusals["acquire"] += 1
             shared.answer(session, request, Refused(shared.epoch, request, problem))
             return
         if shared.expected:
@@ -182,6 +183,9 @@ class Queues:
         session = shared.sessions[waiter.session]
         self.dequeue(session, waiter.request)
         shared.counter += 1
+        figures = shared.figures
+        figures.grants[mode] += 1
+        figures.waits.add((now_ns - waiter.since_ns) // 1000)
         token = make_token(shared.epoch, shared.counter)
         clean: Version | None = EMPTY
         in_sync: tuple[str, ...] = ()
@@ -189,8 +193,12 @@ class Queues:
         if lock.file:
             clean, in_sync = lock.file.clean, lock.file.in_sync
             learners = tuple([replica for replica in shared.by_replica if replica not in in_sync])
+            if clean is None:
+                figures.unclean_grants += 1
+                figures.fault(now_ns, f"{session.host} was granted {lock.name} unclean, and settles it")
         newest = shared.last_session
-        lock.holds[token] = Hold(session.id, waiter.request, token, mode, waiter.mode, clean, now_ns, newest)
+        hold = Hold(session.id, waiter.request, token, mode, waiter.mode, clean, now_ns, newest, waiter.since_ns)
+        lock.holds[token] = hold
         session.holds[token] = lock.name
         clock = lock.writers_clock
         if waiter.mode == "exclusive":
@@ -212,7 +220,7 @@ class Queues:
         grant = Grant(
             shared.epoch, waiter.request, lock.name, token, mode, clock, clean, in_sync, learners, now_ns // 1000
         )
-        lock.holds[token].answer = grant
+        hold.answer = grant
         shared.answer(session, waiter.request, grant)
 
     def release(self, session: Session, message: Release, now_ns: int) -> None:
@@ -284,6 +292,7 @@ class Queues:
         if request not in session.waits:
             return
         lock = self.dequeue(session, request)
+        shared.figures.refusals["wait"] += 1
         shared.answer(session, request, Refused(shared.epoch, request, f"no grant in time: {self._why(lock, session)}"))
         # Those behind may go together with the holders that it had to wait for.
         self.advance(lock, now_ns)
@@ -307,7 +316,10 @@ class Queues:
         """Make another in-sync set a file's, durably."""
         shared = self._shared
         assert lock.file is not None
-        if replicas != lock.file.in_sync:
+        before = lock.file.in_sync
+        if replicas != before:
+            shared.figures.drops += sum(replica not in replicas for replica in before)
+            shared.figures.admissions += sum(replica not in before for replica in replicas)
             lock.file.in_sync = replicas
             shared.persist(InSyncChanged(lock.name, replicas))
 
@@ -356,6 +368,7 @@ class Queues:
             file.settler = live[(live.index(file.settler) + 1) % len(live) if file.settler in live else 0]
             file.settle_ns = now_ns + shared.ttl_ns // 3
             heapq.heappush(shared.timers, (file.settle_ns, 0, 0, lock.name))
+            shared.figures.settles += 1
             shared.send(shared.by_replica[file.settler].route, Settle(shared.epoch, lock.name))
 
     def learn(self, lock: Lock, file: FileState, learner: str) -> Learn:

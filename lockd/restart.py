@@ -77,11 +77,21 @@ class Restart:
         for lock in list(shared.locks.values()):
             self._queues.advance(lock, now_ns)
 
+    def absent(self, now_ns: int) -> None:
+        """Go on without the sessions of the last lockd that are not back in time."""
+        shared = self._shared
+        shared.figures.sessions_ended["absent"] += len(shared.expected)
+        names = ", ".join(sorted(session.name for session in shared.expected.values()))
+        shared.figures.fault(now_ns, f"not back after lockd's start: {names}")
+        self.arrived(now_ns, set(shared.expected))
+
     def _void(self, tokens: Iterable[int], now_ns: int) -> None:
         """Log the end of holds that the last lockd had granted."""
         shared = self._shared
         for token in tokens:
             line = self._before.pop(token)
+            shared.figures.expiries["restart"] += 1
+            shared.figures.fault(now_ns, f"{line.client} lost {line.lock}: lockd started anew")
             more = (("held_ms", f"{max(0, now_ns // 1000 - line.time_us) / 1e3:.3f}"),)
             shared.emit(LogGrant(GrantLine(now_ns // 1000, "expiry", line.lock, line.mode, token, line.client, more)))
 
@@ -109,7 +119,7 @@ class Restart:
                 session = shared.sessions[number]
                 line = self._before.pop(token, None)
                 since_ns = line.time_us * 1000 if line else now_ns
-                lock.holds[token] = Hold(number, 0, token, mode, mode, EMPTY, since_ns, 0)
+                lock.holds[token] = Hold(number, 0, token, mode, mode, EMPTY, since_ns, 0, since_ns)
                 session.holds[token] = name
                 shared.send(session.route, Grant(shared.epoch, 0, name, token, mode, {}, EMPTY, (), (), now_ns // 1000))
         self._claims.clear()
@@ -128,7 +138,7 @@ class Restart:
         if any(other.epoch == hello.epoch and other.epoch_id != hello.epoch_id for other in group):
             problem = problem or "lockd is being rebuilt from replicas of another group"
         if problem or replica is None:
-            shared.refuse(route, hello, problem)
+            shared.refuse(route, hello, problem, now_ns)
             return []
         if now_ns < self._rebuild_ns:
             return []  # a holder under the lost lockd's lease may change yet what this one has

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final, assert_never
@@ -189,11 +190,13 @@ class Server:
             # The number may be that of an older connection: its end has to be taken in first.
             self._look(self._clock.now_ns())
             self._routes[connection], self._connections[frames[0]] = frames[0], connection
+        self._core.figures.bytes_in += len(frames[-1])
         try:
             if len(frames) != 2:
                 raise WireError(f"it has {len(frames) - 1} frames, not one")
             message: ToLockd = decode(frames[1], ToLockd)  # type: ignore[arg-type]
         except WireError as error:
+            self._core.figures.malformed += 1
             if self._strangers.count(frames[0]):
                 self._log.note(f"dropped a message of {frames[0].hex()}: {error}")
             return
@@ -214,7 +217,9 @@ class Server:
                 case KeepLeft():
                     self._behind.keep(effect)
                 case Persist():
+                    began_ns = time.monotonic_ns()
                     self._state.write(effect.changes)
+                    self._core.figures.persists.add((time.monotonic_ns() - began_ns) // 1000)
                 case Note():
                     self._log.note(effect.text)
                 case _:
@@ -226,6 +231,7 @@ class Server:
         self._behind_ns = now_ns
 
     def _send(self, route: bytes, frame: bytes) -> None:
+        self._core.figures.bytes_out += len(frame)
         try:
             send(self._socket, route, frame)
         except zmq.Again:

@@ -7,15 +7,24 @@ from common.eventlog import shorten
 from common.grantlog import GrantEvent, GrantLine
 from common.limits import ANSWERS_KEPT_MAX
 from common.messages import FromLockd, Hello, Member, Refused
+from common.values import Value
 from lockd.effects import Change, Effect, InSyncChanged, LogGrant, Note, Persist, ReplicaSeen, Send, SessionOpened
+from lockd.figures import Ending, Figures, Loss
 from lockd.locks import Hold, Lock
+
+
+class Over(Value, frozen=True):
+    """Why a session is over: as it is counted, and in words."""
+
+    ending: Ending
+    text: str
 
 
 @dataclass(slots=True)
 class Session:
     """A client's lease. `member` is its replica as others reach it, None without one.
 
-    The timer rings for it at `timer_ns`, which may be before `deadline_ns`.
+    The timer rings for it at `timer_ns`, which may be before `deadline_ns`; `seen_ns` is when it said something last.
     """
 
     id: int
@@ -26,6 +35,7 @@ class Session:
     hello: int
     member: Member | None
     deadline_ns: int
+    seen_ns: int
     connected: bool = True
     timer_ns: float = float("inf")
     waits: dict[int, str] = field(default_factory=dict)
@@ -38,7 +48,8 @@ class Shared:
     """State that more than one part reads. `expected` are sessions of the last lockd that are not back yet.
 
     `epochs` has of each epoch its random id, and how often an in-sync set changed in it. `counter` is that of the
-    newest token, `waiters` counts those in queues. `timers` is a heap of what is due at (nanoseconds, session, request,
+    newest token, `waiters` counts those in queues. `last_seen` is when each replica that has left was heard of last,
+    as far as this lockd knows. `timers` is a heap of what is due at (nanoseconds, session, request,
     lock): a request's wait is over, with request 0 a session's lease, with session 0 a lock goes on, and without a lock
     nobody is expected any more.
     """
@@ -58,6 +69,8 @@ class Shared:
     locks: dict[str, Lock] = field(default_factory=dict)
     counter: int = 0
     waiters: int = 0
+    figures: Figures = field(default_factory=Figures)
+    last_seen: dict[str, int] = field(default_factory=dict)
     timers: list[tuple[int, int, int, str]] = field(default_factory=list)
     out: list[Effect] = field(default_factory=list)
 
@@ -86,9 +99,15 @@ class Shared:
             session.answers.popitem(last=False)
         self.emit(Send(session.route, message))
 
-    def refuse(self, route: bytes, hello: Hello, problem: str) -> None:
+    def fault(self, now_ns: int, text: str) -> None:
+        """Note what is no ordinary life, and keep it among the newest faults."""
+        self.figures.fault(now_ns, text)
+        self.emit(Note(text))
+
+    def refuse(self, route: bytes, hello: Hello, problem: str, now_ns: int) -> None:
         """Open no session, and say why; the client ends."""
-        self.emit(Note(f"{shorten(hello.name)} is refused: {problem}"))
+        self.figures.refusals["hello"] += 1
+        self.fault(now_ns, f"{shorten(hello.name)} is refused: {problem}")
         self.send(route, Refused(self.epoch, hello.request, problem))
 
     def persist(self, *changes: Change) -> None:
@@ -99,11 +118,20 @@ class Shared:
         self.emit(Persist(changes))
 
     def log(self, event: GrantEvent, lock: Lock, hold: Hold, now_ns: int) -> None:
-        """Ask the driver to log what became of a hold."""
+        """Count what became of a hold, and ask the driver to log it."""
         client = self.sessions[hold.session].host
+        figures = self.figures
+        figures.holds.add((now_ns - hold.since_ns) // 1000)
+        if event == "release":
+            figures.ops.add((now_ns - hold.asked_ns) // 1000)
         held_ms = f"{(now_ns - hold.since_ns) / 1e6:.3f}"
         self.emit(
             LogGrant(
                 GrantLine(now_ns // 1000, event, lock.name, hold.mode, hold.token, client, (("held_ms", held_ms),))
             )
         )
+
+    def lose(self, lock: Lock, hold: Hold, loss: Loss, now_ns: int) -> None:
+        """Count and log that a lock is lost."""
+        self.figures.expiries[loss] += 1
+        self.log("expiry", lock, hold, now_ns)

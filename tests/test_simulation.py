@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from common.histogram import Histogram
+from lockd.figures import Loss
+from lockd.locks import Hold, Lock
+from lockd.shared import Shared
 from tests.sim.__main__ import main
 from tests.sim.rules import RULES, without
 from tests.sim.run import SimulationFailed, run_seed
@@ -85,6 +89,21 @@ def test_without_a_rule_a_seed_fails(rule: str) -> None:
         ),
     ):
         run_seeds(CAUGHT[rule] - 1, 1)
+
+
+def lost_uncounted(shared: Shared, lock: Lock, hold: Hold, loss: Loss, now_ns: int) -> None:
+    shared.log("expiry", lock, hold, now_ns)
+
+
+@pytest.mark.parametrize(
+    ("owner", "method", "other"), [(Histogram, "add", lambda *_: None), (Shared, "lose", lost_uncounted)]
+)
+def test_figures_that_miss_something_are_noticed(
+    monkeypatch: pytest.MonkeyPatch, owner: type, method: str, other: object
+) -> None:
+    monkeypatch.setattr(owner, method, other)
+    with pytest.raises(SimulationFailed, match=r"Broken: lockd's figures are "):
+        run_seeds(0, 60)
 
 
 def test_the_command_says_how_to_see_a_failure_again(

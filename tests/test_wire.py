@@ -195,8 +195,9 @@ def test_every_message_has_a_number_of_its_own_for_ever() -> None:
             )
         ),
         11: "Here",
+        12: "Inspect",
         **dict(enumerate(["Welcome", "Pong", "Grant", "Refused", "Released", "InSync", "View", "Learn"], 33)),
-        **dict(enumerate(["Admitted", "Settle", "Stale", "Ended", "Probe"], 41)),
+        **dict(enumerate(["Admitted", "Settle", "Stale", "Ended", "Probe", "Inspection"], 41)),
         **dict(enumerate(["Push", "Fetch"], 65)),
         **dict(enumerate(["Ack", "Fenced", "Fetched"], 97)),
     }

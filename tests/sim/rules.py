@@ -17,7 +17,7 @@ from lockd.core import Lockd
 from lockd.identities import Identities
 from lockd.locks import FileState, Hold, Lock, Waiter
 from lockd.queues import Queues
-from lockd.shared import Session
+from lockd.shared import Over, Session
 from tests.sim.processes import LockdProcess
 from tests.sim.run import SimulationFailed, run_seed
 
@@ -65,7 +65,7 @@ def read_whatever_is_there(holder: Holder, grant: Grant, *, _granted: Any = Hold
         holder._finish(op, "ok", "")
 
 
-def leave_the_file_clean(lockd: Lockd, session: Session, why: str, now_ns: int, *, _end: Any = Lockd._end) -> None:
+def leave_the_file_clean(lockd: Lockd, session: Session, why: Over, now_ns: int, *, _end: Any = Lockd._end) -> None:
     before = [(lock.file, lock.file.clean) for lock in lockd.locks.values() if lock.file]
     _end(lockd, session, why, now_ns)
     for file, clean in before:

@@ -1,11 +1,99 @@
 """What must hold after every step, whatever the seed."""
 
+from collections import Counter
+
 from client.effects import Log, Persist
+from common.grantlog import GrantLine
+from common.messages import Grant, Settle, Stale
 from common.records import Version
-from common.tokens import format_token
+from common.tokens import format_token, token_epoch
 from lockd import effects as lockd_effects
 from lockd.locks import Lock
 from tests.sim.processes import Broken, ClientProcess, Directory, LockdProcess
+
+
+class Recount:
+    """lockd's figures, counted anew from what one lockd has had its driver do."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._sums_us: Counter[str] = Counter()
+        self._epoch = 0
+        self._in_sync: dict[str, tuple[str, ...]] = {}
+        self._opened: set[int] = set()
+
+    def check(self, lockd: LockdProcess, effects: list[lockd_effects.Effect]) -> None:
+        """Take in what is done, and compare."""
+        if self._epoch != lockd.core.epoch:
+            self._epoch, self._in_sync = lockd.core.epoch, dict(lockd.disk.in_sync)
+        for effect in effects:
+            match effect:
+                case lockd_effects.LogGrant(line):
+                    self._line(line)
+                case lockd_effects.Persist(changes):
+                    for change in changes:
+                        self._change(change)
+                case lockd_effects.Send(_, Settle()):
+                    self._counts["settles"] += 1
+                case lockd_effects.Send(_, Stale()):
+                    self._counts["stale"] += 1
+                case lockd_effects.Send(_, Grant(clean=None)):
+                    # A grant that is told again is no other one; only the first comes with its line.
+                    if any(isinstance(each, lockd_effects.LogGrant) for each in effects):
+                        self._counts["unclean"] += 1
+                case _:
+                    pass
+        figures = lockd.core.figures
+        found = {
+            "grant": sum(figures.grants.values()),
+            "exclusive": figures.grants["exclusive"],
+            "expiry": sum(figures.expiries.values()),
+            "release": sum(figures.ops.counts),
+            "unclean": figures.unclean_grants,
+            "opened": figures.sessions_opened,
+            "ended": sum(figures.sessions_ended.values()) - figures.sessions_ended["absent"],
+            "left": figures.drops,
+            "joined": figures.admissions,
+            "settles": figures.settles,
+            "stale": figures.stale,
+        }
+        wanted = {what: self._counts[what] for what in found}
+        if found != wanted:
+            raise Broken(f"lockd's figures are {found}, its effects add up to {wanted}")
+        sums_us = {"waits": figures.waits.sum_us, "holds": figures.holds.sum_us}
+        wanted_us = {what: self._sums_us[what] for what in sums_us}
+        # The lines round to a microsecond, the histograms cut.
+        if any(abs(sums_us[what] - wanted_us[what]) > self._counts["grant"] for what in sums_us):
+            raise Broken(f"lockd's histograms add up to {sums_us} µs, its lines to {wanted_us}")
+
+    def _line(self, line: GrantLine) -> None:
+        self._counts[line.event] += 1
+        more = dict(line.more)
+        if line.event == "grant":
+            self._counts[line.mode] += 1
+            self._sums_us["waits"] += _us(more["waited_ms"])
+        elif token_epoch(line.token) == self._epoch:
+            self._sums_us["holds"] += _us(more["held_ms"])
+
+    def _change(self, change: lockd_effects.Change) -> None:
+        match change:
+            case lockd_effects.SessionOpened(session):
+                self._counts["opened"] += 1
+                self._opened.add(session)
+            case lockd_effects.SessionEnded(session):
+                self._counts["ended"] += session in self._opened
+            case lockd_effects.InSyncChanged(file, replicas):
+                before = self._in_sync.get(file)
+                if before and replicas:
+                    self._counts["left"] += len(set(before) - set(replicas))
+                    self._counts["joined"] += len(set(replicas) - set(before))
+                self._in_sync[file] = replicas
+            case _:
+                pass
+
+
+def _us(text_ms: str) -> int:
+    return round(float(text_ms) * 1000)
 
 
 class Watch:
@@ -18,7 +106,8 @@ class Watch:
     - no replica takes in anything under a smaller token than one it has met, even in an earlier life;
     - what was acknowledged is a prefix of every in-sync replica's history, live or not;
     - where a file is clean and nobody may change it, its whole in-sync set is at that version;
-    - network time is lockd's, but for the time a message may take.
+    - network time is lockd's, but for the time a message may take;
+    - lockd's figures are what its effects add up to.
     """
 
     def __init__(self, clock_error_us_max: int | None) -> None:
@@ -32,6 +121,7 @@ class Watch:
         self._tokens: dict[tuple[str, str], tuple[int, int]] = {}
         self._met: dict[tuple[str, str], int] = {}
         self._clean: dict[str, Version | None] = {}
+        self._recount = Recount()
 
     def copied(self, directory: Directory) -> None:
         """Take in that lockd has let a copied directory in, as the replica that it was copied from or as another."""
@@ -41,7 +131,8 @@ class Watch:
                 del tokens[key]
 
     def lockd_stepped(self, lockd: LockdProcess, effects: list[lockd_effects.Effect]) -> None:
-        """Check tokens, holds, turns and in-sync sets."""
+        """Check figures, tokens, holds, turns and in-sync sets."""
+        self._recount.check(lockd, effects)
         for effect in effects:
             if isinstance(effect, lockd_effects.LogGrant) and effect.line.event == "grant":
                 if effect.line.token <= self._token:
@@ -104,6 +195,7 @@ class Watch:
     def lockd_died(self) -> None:
         """Forget what lockd thought: the grants that it made last may be on their way."""
         self._clean.clear()
+        self._recount = Recount()
 
     def acknowledge(self, file: str, version: Version) -> None:
         """Note that a user was told of this version: nothing before it may ever be lost."""
