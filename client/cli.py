@@ -1,17 +1,20 @@
 """The command `client`. What needs ZeroMQ or msgspec is loaded by the commands that use it."""
 
+import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from common.errors import EXIT_CRASHED, CommandError, run_command, wrong_use
+from common.errors import EXIT_CRASHED, CommandError, refused, run_command, wrong_use
 
 if TYPE_CHECKING:
     from client.control import Report
+    from client.inspecting import Row
     from client.settings import Settings
+    from common.messages import Inspection
 
 app = typer.Typer(
     add_completion=False,
@@ -74,6 +77,20 @@ Text = Annotated[
     ),
 ]
 AtSeq = Annotated[str, typer.Argument(metavar="FILE@SEQ", show_default=False)]
+AsName = Annotated[
+    str | None,
+    typer.Option("--name", metavar="NAME", help="Who asks, for lockd's log [default: a name of its own]."),
+]
+Whence = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        metavar="DIR",
+        envvar="LOCKSTEP_DATA",
+        help="Ask the lockd that DIR remembers.",
+        show_default=False,
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -319,6 +336,74 @@ def give_up(
     _write_out([f"ok {file} goes on from {replicas} replica{'s' if replicas > 1 else ''}\n".encode()])
 
 
+@app.command()
+def members(json_: Json = False, name: AsName = None, lockd: LockdAt = None, data: Whence = None) -> None:
+    """List the group's clients: up or absent, in sync or learning, how far behind, for which files they are needed."""
+    from client.inspecting import MEMBER_COLUMNS, member_rows
+    from client.inspecting_json import members_json
+
+    seen = _inspect(lockd, data, name)
+    _tell(members_json(seen) if json_ else None, MEMBER_COLUMNS, member_rows(seen), seen.members_left_out)
+
+
+@app.command()
+def locks(json_: Json = False, name: AsName = None, lockd: LockdAt = None, data: Whence = None) -> None:
+    """List the locks: who holds them, under which token, for how long, and who waits."""
+    from client.inspecting import LOCK_COLUMNS, lock_rows
+    from client.inspecting_json import locks_json
+
+    seen = _inspect(lockd, data, name)
+    _tell(locks_json(seen) if json_ else None, LOCK_COLUMNS, lock_rows(seen), seen.locks_left_out)
+
+
+@app.command()
+def status(json_: Json = False, name: AsName = None, lockd: LockdAt = None, data: Whence = None) -> None:
+    """Sum the group up: lockd's epoch, sessions, files, rates since its start, recent faults."""
+    from client.inspecting import status_lines
+    from client.inspecting_json import as_json
+
+    seen = _inspect(lockd, data, name)
+    _tell_lines(as_json(seen) if json_ else None, status_lines(seen))
+
+
+@app.command()
+def why(
+    lock: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="A file, or a lock without one.")],
+    json_: Json = False,
+    name: AsName = None,
+    lockd: LockdAt = None,
+    data: Whence = None,
+) -> None:
+    """Say who holds the lock NAME, how healthy it is, and what each waiter waits for."""
+    from common.names import lock_name_problem
+
+    if problem := lock_name_problem(lock):
+        raise wrong_use(f"NAME {lock!r}: {problem}")
+    from client.inspecting import why_lines
+    from client.inspecting_json import why_json
+
+    seen = _inspect(lockd, data, name, lock)
+    _tell_lines(why_json(seen, lock) if json_ else None, why_lines(seen, lock))
+
+
+@app.command()
+def top(
+    interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="How often to look.")] = "1s",
+    json_: Annotated[bool, typer.Option("--json", help="Print a line of JSON each time.")] = False,
+    name: AsName = None,
+    lockd: LockdAt = None,
+    data: Whence = None,
+) -> None:
+    """Show members, locks, rates and faults, refreshed, until q or Ctrl-C."""
+    interval_ns = _duration("--interval", interval)
+    if not 100_000_000 <= interval_ns <= 3_600_000_000_000:
+        raise wrong_use(f"--interval {interval}: it is at least 100ms and at most 1h")
+    endpoint = _lockd_of(lockd, data, name)
+    from client.top import top as look
+
+    look(endpoint, name, interval_ns, as_json_lines=json_)
+
+
 def main() -> None:
     """Run the command."""
     run_command("client", app)
@@ -343,6 +428,53 @@ def _one_shot(
         if not is_op_id(id_):
             raise wrong_use(f"--retry {id_}: an op's id reads like anna:7")
     return carry_out(settings, Order(verb, file, text, of, _duration("--wait", wait) // 1_000_000, tuple(retry)))
+
+
+def _lockd_of(lockd: str | None, data: str | None, name: str | None) -> str:
+    """Return where lockd is: the option, else as DIR remembers, else the default."""
+    from common.names import client_name_problem, endpoint_problem
+
+    if name is not None and (problem := client_name_problem(name)):
+        raise wrong_use(f"--name {name!r}: {problem}")
+    if lockd is not None and (problem := endpoint_problem(lockd, listening=False)):
+        raise wrong_use(f"--lockd {lockd}: {problem}")
+    if lockd is None and data:
+        from client.journal import read_meta
+        from client.storage_errors import StorageError
+
+        try:
+            lockd = str((read_meta(Path(data) / "journal") or {}).get("lockd", "")) or None
+        except StorageError as error:
+            raise refused(f"{error}; set --lockd") from None
+    from client.settings import DEFAULT_LOCKD
+
+    return lockd or DEFAULT_LOCKD
+
+
+def _inspect(lockd: str | None, data: str | None, name: str | None, lock: str = "") -> "Inspection":
+    endpoint = _lockd_of(lockd, data, name)
+    from client.operator import inspect
+
+    return inspect(endpoint, name, lock)
+
+
+def _tell(values: dict[str, object] | None, columns: Sequence[str], rows: "Sequence[Row]", left_out: int) -> None:
+    """Print values as JSON, or rows as a table that fits the terminal, where stdout is one."""
+    if values is not None:
+        _tell_lines(values, [])
+        return
+    from client.tables import table_lines
+
+    lines = table_lines(columns, rows, os.get_terminal_size(1).columns if os.isatty(1) else None)
+    _tell_lines(None, [*lines, *([f"and {left_out} more"] if left_out else [])])
+
+
+def _tell_lines(values: dict[str, object] | None, lines: Sequence[str]) -> None:
+    if values is not None:
+        import json
+
+        lines = [json.dumps(values)]
+    _write_out(f"{line}\n".encode("utf-8", "replace") for line in lines)
 
 
 def _tell_change(file: str, report: "Report") -> None:

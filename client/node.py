@@ -47,6 +47,7 @@ from client.effects import (
 from client.journal import Journal
 from client.orders import OrderDesk
 from client.reach import reach
+from client.settings import DEFAULT_LOCKD
 from client.shared import Identity
 from client.storage_errors import FatalStorageError, StorageError
 from common.diagnostics import Diagnostics, Strangers
@@ -59,7 +60,6 @@ from common.sockets import caller, connect, connections, fan, listener, receive,
 from common.wire import WireError, decode, encode
 
 Durability = Literal["disk", "memory"]
-DEFAULT_LOCKD: Final = "tcp://127.0.0.1:7461"
 _WAIT_NS_MAX: Final = 60_000_000_000
 
 

@@ -7,7 +7,7 @@ import zmq
 
 from client.reach import reach
 from common.errors import CommandError, refused
-from common.messages import FromLockd, GiveUp, Goodbye, Hello, InSync, Refused, ToLockd, Welcome
+from common.messages import FromLockd, GiveUp, Goodbye, Hello, Inspect, Inspection, InSync, Refused, ToLockd, Welcome
 from common.sockets import caller
 from common.wire import WireError, decode, encode
 
@@ -29,6 +29,12 @@ def give_up(lockd: str, name: str | None, file: str, hosts: list[str]) -> int:
         except KeyboardInterrupt:
             line = f"give-up of {file} was ended by SIGINT: it may have happened; look into lockd.log, or ask again"
             raise CommandError(130, line) from None
+
+
+def inspect(lockd: str, name: str | None, lock: str = "") -> Inspection:
+    """Return what lockd knows of the group, or of one lock. Raises CommandError where lockd does not tell."""
+    with Operator(lockd, name) as operator:
+        return operator.ask(Inspect(operator.epoch, operator.session, _REQUEST, lock), Inspection)
 
 
 class Operator:

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
+
+DEFAULT_LOCKD: Final = "tcp://127.0.0.1:7461"
 
 
 @dataclass(frozen=True, slots=True)
