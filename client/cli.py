@@ -58,6 +58,15 @@ Durability = Annotated[
         help="disk: acknowledged is on disk; memory: in the system's cache.",
     ),
 ]
+MetricsAt = Annotated[
+    str | None,
+    typer.Option(
+        "--metrics",
+        metavar="HOST:PORT",
+        help="Serve metrics for Prometheus there [default: nowhere].",
+        show_default=False,
+    ),
+]
 Retry = Annotated[
     list[str],
     typer.Option(
@@ -95,9 +104,15 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
-def serve(data: Data = None, name: Name = None, lockd: LockdAt = None, durability: Durability = "disk") -> None:
+def serve(
+    metrics: MetricsAt = None,
+    data: Data = None,
+    name: Name = None,
+    lockd: LockdAt = None,
+    durability: Durability = "disk",
+) -> None:
     """Keep a replica up until SIGINT or SIGTERM; prints a line beginning with `ready`."""
-    settings = _settings(data, name, lockd, durability)
+    settings = _settings(data, name, lockd, durability, metrics)
     from client.running import serve as serve_until_signal
 
     serve_until_signal(settings)
@@ -133,6 +148,7 @@ def run(
         ),
     ] = "0",
     report: Annotated[bool, typer.Option("--report", hidden=True)] = False,
+    metrics: MetricsAt = None,
     data: Data = None,
     name: Name = None,
     lockd: LockdAt = None,
@@ -153,7 +169,7 @@ def run(
                 raise wrong_use(f"--file {other}: {one} is a file of this run, so it cannot be a folder, too")
     texts = read_lines(Path(lines)) if lines is not None else []
     wait_ns, stall_ns = _duration("--wait", wait), _duration("--stall", stall)
-    settings = _settings(data, name, lockd, durability)
+    settings = _settings(data, name, lockd, durability, metrics)
     from client.running import run as run_ops
 
     run_ops(
@@ -481,8 +497,10 @@ def _tell_change(file: str, report: "Report") -> None:
     _write_out([f"ok {file}@{report.seq} {report.hash} id={report.id}\n".encode()])
 
 
-def _settings(data: str | None, name: str | None, lockd: str | None, durability: str) -> "Settings":
-    from common.names import client_name_problem, endpoint_problem
+def _settings(
+    data: str | None, name: str | None, lockd: str | None, durability: str, metrics: str | None = None
+) -> "Settings":
+    from common.names import client_name_problem, endpoint_problem, parse_address
 
     directory = _directory(data)
     if name is not None and (problem := client_name_problem(name)):
@@ -498,7 +516,11 @@ def _settings(data: str | None, name: str | None, lockd: str | None, durability:
         raise wrong_use(f"--durability {durability}: it is disk or memory")
     from client.settings import Settings
 
-    return Settings(directory, name, lockd, kind)
+    try:
+        address = None if metrics is None else parse_address(metrics)
+    except ValueError as error:
+        raise wrong_use(f"--metrics {metrics}: {error}") from None
+    return Settings(directory, name, lockd, kind, address)
 
 
 def _directory(data: str | None, or_else: str = "") -> Path:

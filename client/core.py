@@ -147,7 +147,7 @@ class Client:
         return self._shared.figures
 
     @property
-    def files(self) -> Mapping[str, FileState]:
+    def files(self) -> dict[str, FileState]:
         """Return what this replica has of every file."""
         return self._shared.files
 

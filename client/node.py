@@ -172,8 +172,8 @@ class Node:
         identity.endpoint = self.endpoint = endpoint.rstrip(b"\0").decode()
         states, end = self._states, self._events.end
         newest = self._events.newest()
-        self._core = Client(identity, self._journal, states, end.clock, end.time_us, newest, end.reads)
-        self.figures = self._core.figures
+        self.core = Client(identity, self._journal, states, end.clock, end.time_us, newest, end.reads)
+        self.figures = self.core.figures
         self.figures.syncs = self._syncs
         self._poller = zmq.Poller()
         # First, so that the core knows of a new connection before it sees a message that came along it.
@@ -183,12 +183,12 @@ class Node:
     @property
     def host(self) -> str:
         """Return this client's component in vector clocks."""
-        return self._core.host
+        return self.core.host
 
     @property
     def replicas_most(self) -> int:
         """Return how many live replicas the group had at once, this one included, at the most."""
-        return self._core.replicas_most
+        return self.core.replicas_most
 
     @property
     def may_be_known(self) -> bool:
@@ -250,7 +250,7 @@ class Node:
 
     def step(self, until_ns: int | None = None) -> None:
         """Wait for something to do, until `until_ns` at most, and do it. Raises CommandError."""
-        due_ns = self._core.deadline_ns()
+        due_ns = self.core.deadline_ns()
         now_ns = self.now_ns()
         due = due_ns is not None and due_ns <= now_ns
         wait_ns = _WAIT_NS_MAX if due_ns is None else min(_WAIT_NS_MAX, due_ns - now_ns)
@@ -347,7 +347,7 @@ class Node:
 
     def _feed(self, event: Event) -> None:
         try:
-            effects = self._core.handle(event, self.now_ns())
+            effects = self.core.handle(event, self.now_ns())
             while effects:
                 effects = self._do(effects)
         except (StorageError, FatalStorageError) as error:
@@ -387,7 +387,7 @@ class Node:
                     assert effect is effects[-1], "what comes behind would be lost"
                     if refusal:
                         return self._take_back(ticket, log_size, refusal)
-                    return self._core.handle(Persisted(ticket), self.now_ns())
+                    return self.core.handle(Persisted(ticket), self.now_ns())
                 case Begin(op, id_):
                     refusal = refusal or self._begin(op, id_)
                 case ReadFile(op, file):
@@ -453,12 +453,12 @@ class Node:
                 refusal = str(error)
         if refusal:
             return self._take_back(ticket, log_size, refusal)
-        return self._core.handle(Persisted(ticket), self.now_ns())
+        return self.core.handle(Persisted(ticket), self.now_ns())
 
     def _take_back(self, ticket: int, log_size: int, reason: str) -> list[Effect]:
         """Take the lines of what did not happen out of the event log: nobody has heard of them."""
         self._events.cut(log_size)
-        return self._core.handle(PersistFailed(ticket, reason), self.now_ns())
+        return self.core.handle(PersistFailed(ticket, reason), self.now_ns())
 
     def _remember(self, us: Remember) -> None:
         """Keep who we are, and by which name and at which lockd: these have proved right just now."""

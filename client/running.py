@@ -102,11 +102,21 @@ def one_shot(settings: Settings, order: Order, lock: DirectoryLock, stop: Stop) 
 @contextmanager
 def _up(settings: Settings, role: Literal["serve", "run"]) -> Iterator[tuple[Node, Stop]]:
     """Take the directory, join the group and carry out orders; leave in good order at the end."""
+    scraped, where = None, ""
+    if settings.metrics is not None:
+        from common.metrics import Metrics
+
+        scraped = Metrics(*settings.metrics)
+        where = f", metrics on {scraped.url}"
     with closing(Stop()) as stop, _node(settings, _take(settings, role, stop), stop) as node:
         node.listen()
+        if scraped is not None:
+            from client.metrics import ClientMetrics
+
+            scraped.serve(ClientMetrics(node.core))
         node.join(JOIN_NS, lambda: stop.caught is not None)
         if stop.caught is None:
-            _say(f"ready {node.host} on {settings.data}, {_promise(settings)}")
+            _say(f"ready {node.host} on {settings.data}, {_promise(settings)}{where}")
         try:
             yield node, stop
         except CommandError:

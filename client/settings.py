@@ -9,9 +9,13 @@ DEFAULT_LOCKD: Final = "tcp://127.0.0.1:7461"
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Who a command is, where its data lies and which lockd it joins; None is as the directory remembers."""
+    """Who a command is, where its data lies and which lockd it joins; None is as the directory remembers.
+
+    Metrics are served on the host and port `metrics`, if it has them.
+    """
 
     data: Path
     name: str | None
     lockd: str | None
     durability: Literal["disk", "memory"]
+    metrics: tuple[str, int] | None = None

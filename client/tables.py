@@ -40,7 +40,8 @@ def table_lines(
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in columns:
         flexible = column in _FLEXIBLE
-        table.add_column(column, no_wrap=not flexible, overflow="ellipsis", min_width=1 if flexible else None)
+        head = Text(column, no_wrap=True, overflow="ellipsis")
+        table.add_column(head, no_wrap=not flexible, overflow="ellipsis", min_width=1 if flexible else None)
     for row in shown:
         table.add_row(*[_cell(text, styled) for text in row])
     console = Console(

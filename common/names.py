@@ -103,6 +103,20 @@ def text_problem(text: str) -> str | None:
     return None
 
 
+def parse_address(text: str) -> tuple[str, int]:
+    """Read HOST:PORT or [HOST]:PORT, where port 0 is a free one. Raises ValueError, in words."""
+    host, colon, port = text.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    if not colon or not host or not host.isprintable() or " " in host:
+        raise ValueError("an address reads HOST:PORT, as in 127.0.0.1:9464")
+    if not (port.isascii() and port.isdigit() and int(port[:6]) < 65536):
+        raise ValueError(f"{port!r} is no port; use 1 to 65535, or 0 for a free one")
+    return host, int(port)
+
+
 def endpoint_problem(endpoint: str, *, listening: bool) -> str | None:
     """Tell what is wrong with a ZeroMQ endpoint; only a listener may leave the port to the system, with `*`."""
     if endpoint.startswith("ipc://") and len(endpoint) > len("ipc://"):

@@ -8,7 +8,7 @@ import typer
 
 from common.errors import EXIT_CRASHED, CommandError, run_command, wrong_use
 from common.moments import parse_duration
-from common.names import endpoint_problem
+from common.names import endpoint_problem, parse_address
 
 DEFAULT_BIND = "tcp://127.0.0.1:7461"
 
@@ -27,6 +27,10 @@ def lockd(
     ttl: Annotated[
         str, typer.Option(metavar="TIME", help="How long a session outlives its last message, as in 500ms, 3s or 1m.")
     ] = "3s",
+    metrics: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Serve metrics for Prometheus there [default: nowhere]."),
+    ] = None,
     rebuild: Annotated[
         int | None,
         typer.Option(metavar="N", help="Its state was lost: take it from all N replicas there are."),
@@ -46,16 +50,30 @@ def lockd(
         raise wrong_use(f"--ttl {ttl}: it is at least 100ms and at most 1h")
     if rebuild is not None and rebuild < 1:
         raise wrong_use(f"--rebuild {rebuild}: it is the number of replicas there are")
+    if metrics is not None:
+        try:
+            host, port = parse_address(metrics)
+        except ValueError as error:
+            raise wrong_use(f"--metrics {metrics}: {error}") from None
     from common.signals import Signals
     from lockd.server import Server
     from lockd.state import StateError
 
     signals = Signals()
+    where = ""
+    if metrics is not None:
+        from common.metrics import Metrics
+        from lockd.metrics import LockdMetrics
+
+        scraped = Metrics(host, port)
+        where = f", metrics on {scraped.url}"
     server = Server(bind, Path(data), ttl_ns, rebuild or 0)
+    if metrics is not None:
+        scraped.serve(LockdMetrics(server.core, server.clock))
     try:
         server.serve(
             signals,
-            ready=lambda line: print(line, flush=True),
+            ready=lambda line: print(line + where, flush=True),
             waits=lambda line: print(f"lockd: {line}", file=sys.stderr),
         )
     except StateError as error:

@@ -53,7 +53,7 @@ class Server:
             self._let_go()
             raise
         self._downs = disconnections(self._socket)
-        self._clock = SteadyClock()
+        self.clock = SteadyClock()
         self._strangers = Strangers()
         self._routes: dict[int, bytes] = {}
         self._connections: dict[bytes, int] = {}
@@ -93,7 +93,7 @@ class Server:
         if durable.epoch == 1:
             self._behind.forget_left()  # it belongs to a state that is lost
         durable.holds, durable.left, durable.rebuild = self._behind.holds, self._behind.left, rebuild
-        self._core = Lockd(durable, ttl_ns)
+        self.core = Lockd(durable, ttl_ns)
 
     def _let_go(self, linger_ms: int = 0) -> None:
         """Give the endpoints back."""
@@ -108,29 +108,29 @@ class Server:
         With --rebuild it says before what it `waits` for.
         """
         said = False
-        self._log.note(f"epoch {self._core.epoch} begins on {', '.join(self.endpoints)}")
+        self._log.note(f"epoch {self.core.epoch} begins on {', '.join(self.endpoints)}")
         for note in self._behind.notes:
             self._log.note(note)
-        self._do(self._core.begin(self._clock.now_ns()))
-        if self._core.rebuilding:
+        self._do(self.core.begin(self.clock.now_ns()))
+        if self.core.rebuilding:
             waits("waiting for the replicas to rebuild the state from")
         while signals.caught is None:
-            if not said and not self._core.rebuilding:
-                ready(f"ready {' '.join(self.endpoints)} epoch {self._core.epoch}")
+            if not said and not self.core.rebuilding:
+                ready(f"ready {' '.join(self.endpoints)} epoch {self.core.epoch}")
                 said = True
-            now_ns = self._clock.now_ns()
+            now_ns = self.clock.now_ns()
             if self._behind.waiting and now_ns - self._behind_ns > _BEHIND_NS_MAX:
                 self._write_behind(now_ns)
             if now_ns >= self._look_ns:
                 self._look(now_ns)
-            deadline_ns = self._core.deadline_ns()
+            deadline_ns = self.core.deadline_ns()
             left_ns = _WAIT_MS_MAX * 1_000_000 if deadline_ns is None else deadline_ns - now_ns
             if left_ns <= 0:
                 self._drain()
-                self._do(self._core.handle_timer(self._clock.now_ns()))
+                self._do(self.core.handle_timer(self.clock.now_ns()))
                 continue
             most_ms = _BEHIND_MS_MAX if self._behind.waiting else _WAIT_MS_MAX
-            if self._core.waiters:
+            if self.core.waiters:
                 self._wanted_ns = now_ns
             if now_ns - self._wanted_ns < _WANTED_NS:
                 most_ms = _LOOK_MS
@@ -142,10 +142,10 @@ class Server:
                 self._take_in(*received)
             elif self._behind.waiting:
                 self._write_behind(now_ns)
-        self._do(self._core.stop(self._clock.now_ns()))
+        self._do(self.core.stop(self.clock.now_ns()))
         self._behind.flush()
         malformed = f"; {self._strangers.total} malformed messages were dropped" if self._strangers.total else ""
-        self._log.note(f"epoch {self._core.epoch} ends{malformed}")
+        self._log.note(f"epoch {self.core.epoch} ends{malformed}")
 
     def close(self) -> None:
         """Close socket, state and logs."""
@@ -183,29 +183,29 @@ class Server:
             route = self._routes.pop(connection, None)
             if route is not None and self._connections.get(route) == connection:
                 del self._connections[route]
-                self._do(self._core.disconnected(route, now_ns))
+                self._do(self.core.disconnected(route, now_ns))
 
     def _take_in(self, frames: list[bytes], connection: int) -> None:
         if self._routes.get(connection) != frames[0] and connection >= 0:
             # The number may be that of an older connection: its end has to be taken in first.
-            self._look(self._clock.now_ns())
+            self._look(self.clock.now_ns())
             self._routes[connection], self._connections[frames[0]] = frames[0], connection
-        self._core.figures.bytes_in += len(frames[-1])
+        self.core.figures.bytes_in += len(frames[-1])
         try:
             if len(frames) != 2:
                 raise WireError(f"it has {len(frames) - 1} frames, not one")
             message: ToLockd = decode(frames[1], ToLockd)  # type: ignore[arg-type]
         except WireError as error:
-            self._core.figures.malformed += 1
+            self.core.figures.malformed += 1
             if self._strangers.count(frames[0]):
                 self._log.note(f"dropped a message of {frames[0].hex()}: {error}")
             return
         if isinstance(message, (Hello, Resume)):
             # A new connection may have the number of the old one, whose end then has to be taken in first.
-            self._look(self._clock.now_ns())
+            self._look(self.clock.now_ns())
             if connection >= 0:
                 self._routes[connection], self._connections[frames[0]] = frames[0], connection
-        self._do(self._core.handle(frames[0], message, self._clock.now_ns()))
+        self._do(self.core.handle(frames[0], message, self.clock.now_ns()))
 
     def _do(self, effects: list[Effect]) -> None:
         for effect in effects:
@@ -219,7 +219,7 @@ class Server:
                 case Persist():
                     began_ns = time.monotonic_ns()
                     self._state.write(effect.changes)
-                    self._core.figures.persists.add((time.monotonic_ns() - began_ns) // 1000)
+                    self.core.figures.persists.add((time.monotonic_ns() - began_ns) // 1000)
                 case Note():
                     self._log.note(effect.text)
                 case _:
@@ -231,7 +231,7 @@ class Server:
         self._behind_ns = now_ns
 
     def _send(self, route: bytes, frame: bytes) -> None:
-        self._core.figures.bytes_out += len(frame)
+        self.core.figures.bytes_out += len(frame)
         try:
             send(self._socket, route, frame)
         except zmq.Again:
