@@ -262,7 +262,7 @@ def why_lines(inspection: Inspection, name: str) -> list[str]:
     lock = next((lock for lock in inspection.locks if lock.lock == name), None)
     if lock is None:
         return [
-            f"{printable(name)}: nobody has used this name, or it was the lock of no file and is free",
+            f"{printable(name)} is free: it is no file of this group, and nobody holds or wants a lock of that name",
             *grace_lines(inspection),
         ]
     lines = _file_lines(lock) if lock.kind == "file" else [f"{printable(name)} is a lock without a file"]

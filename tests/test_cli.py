@@ -219,7 +219,7 @@ def test_help_tells_how_a_text_may_begin_with_a_dash(typist: Typist, command: st
 WITHOUT_DEFAULT = {"--data", "--help", "--json", "--of", "--rebuild", "--retry", "--stay"}
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, "give-up", "lockd"])
+@pytest.mark.parametrize("command", [*COMMANDS, "give-up", "members", "locks", "status", "why", "top", "lockd"])
 def test_help_tells_every_default(typist: Typist, command: str) -> None:
     words, program = ([], "lockd") if command == "lockd" else ([command], "client")
     text = typist.types([*words, "--help"], program).out.decode()
