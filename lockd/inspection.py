@@ -3,7 +3,7 @@
 It costs time in proportion to the locks there are, and is bounded in what it says: the limits are in common.limits.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import islice
@@ -39,6 +39,22 @@ Early = Mapping[tuple[int, int], tuple[Acquire, int]]
 
 
 @dataclass(slots=True)
+class Alike:
+    """All files with one in-sync set: they are many, the sets few. `lost` tells that all of the set are absent.
+
+    `names` are the first few of them; `behind` is how far each learner is behind in the file where it is the most, None
+    where that is not known of one.
+    """
+
+    in_sync: tuple[str, ...]
+    lost: bool
+    behind: dict[str, int | None]
+    files: int = 0
+    unclean: int = 0
+    names: list[str] = field(default_factory=list)
+
+
+@dataclass(slots=True)
 class Part:
     """A replica's part in all files: with how many it is in sync, how many it learns, which depend on it."""
 
@@ -51,14 +67,9 @@ class Part:
 
 def inspection(shared: Shared, early: Early, message: Inspect, now_ns: int) -> Inspection:
     """Return what lockd knows at `now_ns`, of one lock where `message` names one."""
-    parts: dict[str, Part] = {}
-    files = unclean = lost = 0
-    for lock in shared.locks.values():
-        if lock.file is not None:
-            files += 1
-            unclean += lock.file.clean is None
-            lost += _take_part(shared, parts, lock.name, lock.file)
-    members, members_left_out = _members(shared, parts, now_ns)
+    alike = _alike(shared)
+    files = sum(each.files for each in alike)
+    members, members_left_out = _members(shared, _parts(alike), files, now_ns)
     states, left_out = _locks(shared, early, message.lock, now_ns)
     end_ns = _grace_end_ns(shared)
     figures = shared.figures
@@ -74,8 +85,8 @@ def inspection(shared: Shared, early: Early, message: Inspect, now_ns: int) -> I
         len(shared.by_replica),
         len(shared.sessions) - len(shared.by_replica),
         files,
-        unclean,
-        lost,
+        sum(each.unclean for each in alike),
+        sum(each.files for each in alike if each.lost),
         members,
         members_left_out,
         states,
@@ -128,25 +139,50 @@ def _behind(file: FileState, replica: str) -> int | None:
     return newest.seq - version.seq if version.seq < newest.seq else None
 
 
-def _take_part(shared: Shared, parts: dict[str, Part], name: str, file: FileState) -> bool:
-    """Add a file to its replicas' parts; return whether only absent ones have its newest version."""
-    lost = is_lost(shared, file)
-    for replica in file.in_sync:
-        part = parts.setdefault(replica, Part())
-        part.in_sync += 1
-        if lost and len(part.needed) < INSPECT_NAMES_MAX:
-            part.needed.append(name)
-        elif lost:
-            part.needed_left_out += 1
-    for replica in shared.by_replica:
-        if replica not in file.in_sync:
-            part, behind = parts.setdefault(replica, Part()), _behind(file, replica)
-            part.learning += 1
-            part.behind = None if behind is None or part.behind is None else max(behind, part.behind)
-    return lost
+def _alike(shared: Shared) -> list[Alike]:
+    """Go through all files, and put together those with the same in-sync set."""
+    found: dict[tuple[str, ...], Alike] = {}
+    for lock in shared.locks.values():
+        file = lock.file
+        if file is None:
+            continue
+        each = found.get(file.in_sync)
+        if each is None:
+            learners = [replica for replica in shared.by_replica if replica not in file.in_sync]
+            each = found[file.in_sync] = Alike(file.in_sync, is_lost(shared, file), dict.fromkeys(learners, 0))
+        each.files += 1
+        each.unclean += file.clean is None
+        if len(each.names) < INSPECT_NAMES_MAX:
+            each.names.append(lock.name)
+        for replica, most in each.behind.items():
+            each.behind[replica] = _more(most, _behind(file, replica))
+    return list(found.values())
 
 
-def _members(shared: Shared, parts: Mapping[str, Part], now_ns: int) -> tuple[tuple[MemberState, ...], int]:
+def _more(one: int | None, other: int | None) -> int | None:
+    """Return the larger count, None where one of them is not known."""
+    return None if one is None or other is None else max(one, other)
+
+
+def _parts(alike: list[Alike]) -> dict[str, Part]:
+    """Return each replica's part in all files."""
+    parts: defaultdict[str, Part] = defaultdict(Part)
+    for each in alike:
+        for replica in each.in_sync:
+            part = parts[replica]
+            part.in_sync += each.files
+            if each.lost:
+                names = each.names[: INSPECT_NAMES_MAX - len(part.needed)]
+                part.needed += names
+                part.needed_left_out += each.files - len(names)
+        for replica, behind in each.behind.items():
+            part = parts[replica]
+            part.learning += each.files
+            part.behind = _more(part.behind, behind)
+    return parts
+
+
+def _members(shared: Shared, parts: Mapping[str, Part], files: int, now_ns: int) -> tuple[tuple[MemberState, ...], int]:
     """Return sessions with a replica or a lock, then absent replicas, in the order of their hosts."""
     sessions = [each for each in shared.sessions.values() if each.member or each.holds or each.waits]
     named = Counter(session.name for session in shared.by_replica.values())
@@ -162,7 +198,10 @@ def _members(shared: Shared, parts: Mapping[str, Part], now_ns: int) -> tuple[tu
     sessions.sort(key=lambda session: (session.member is None, session.host))
     absent.sort(key=lambda seen: seen.host)
     shown = [_live(shared, session, parts, now_ns) for session in sessions[:INSPECT_MEMBERS_MAX]]
-    shown += [_absent(shared, seen, parts, now_ns) for seen in absent[: INSPECT_MEMBERS_MAX - len(shown)]]
+    shown += [
+        _absent(shared, seen, parts.get(seen.replica, Part()), files, now_ns)
+        for seen in absent[: INSPECT_MEMBERS_MAX - len(shown)]
+    ]
     return tuple(shown), len(sessions) + len(absent) - len(shown)
 
 
@@ -186,13 +225,10 @@ def _live(shared: Shared, session: Session, parts: Mapping[str, Part], now_ns: i
     )
 
 
-def _absent(shared: Shared, seen: ReplicaSeen, parts: Mapping[str, Part], now_ns: int) -> MemberState:
-    part = parts.get(seen.replica, Part())
+def _absent(shared: Shared, seen: ReplicaSeen, part: Part, files: int, now_ns: int) -> MemberState:
     at_ns = shared.last_seen.get(seen.replica)
     seen_ms = None if at_ns is None else _ms(now_ns - at_ns)
-    learning = sum(1 for lock in shared.locks.values() if lock.file) - part.in_sync
-    behind = None if learning else 0
-    needed = tuple(part.needed)
+    learning = files - part.in_sync
     return MemberState(
         seen.name,
         seen.host,
@@ -204,8 +240,8 @@ def _absent(shared: Shared, seen: ReplicaSeen, parts: Mapping[str, Part], now_ns
         0,
         part.in_sync,
         learning,
-        behind,
-        needed,
+        None if learning else 0,  # what it may have, nobody here knows
+        tuple(part.needed),
         part.needed_left_out,
     )
 
@@ -222,7 +258,7 @@ def _locks(shared: Shared, early: Early, name: str, now_ns: int) -> tuple[tuple[
     else:
         used = [lock for each in shared.sessions.values() for lock in (*each.holds.values(), *each.waits.values())]
         names = dict.fromkeys(islice([*sorted(used), *sorted(asked)], 2 * INSPECT_LOCKS_MAX))
-        unclean = [lock.name for lock in shared.locks.values() if lock.file and lock.file.clean is None]
+        unclean = (lock.name for lock in shared.locks.values() if lock.file and lock.file.clean is None)
         # Of many, what is not in use comes as it stands: to sort all of them would take long.
         names |= dict.fromkeys(sorted(islice(unclean, INSPECT_LOCKS_MAX)))
         names |= dict.fromkeys(sorted(islice(shared.locks, INSPECT_LOCKS_MAX)))

@@ -3,7 +3,13 @@
 import pytest
 
 from common.histogram import BUCKETS, Histogram, quantile_us, since
-from common.limits import FAULTS_KEPT_MAX, INSPECT_LOCKS_MAX, INSPECT_MEMBERS_MAX, INSPECT_WAITERS_MAX
+from common.limits import (
+    FAULTS_KEPT_MAX,
+    INSPECT_LOCKS_MAX,
+    INSPECT_MEMBERS_MAX,
+    INSPECT_NAMES_MAX,
+    INSPECT_WAITERS_MAX,
+)
 from common.messages import (
     Acquire,
     Drop,
@@ -109,6 +115,26 @@ def test_who_has_left_is_absent_with_the_files_that_need_it(desk: Desk) -> None:
     desk.join("a", start_count=2)
     live, absent = inspected(desk).members
     assert (live.session != 0, live.needed, absent.needed, absent.in_sync) == (True, (), (), 2)
+
+
+def test_of_many_files_that_need_somebody_a_few_are_named(desk: Desk) -> None:
+    a, b = desk.join("a"), desk.join("b")
+    for number in range(4):
+        b.granted(f"of-both-{number}")
+    desk.send(b.route, _goodbye(desk, b))
+    for number in range(9):
+        a.granted(f"of-a-{number}")
+    desk.send(a.route, _goodbye(desk, a))
+    seen = inspected(desk)
+    members = {each.host: each for each in seen.members}
+    assert (len(members["a"].needed), members["a"].needed_left_out, members["a"].in_sync) == (INSPECT_NAMES_MAX, 3, 13)
+    assert (members["b"].needed, members["b"].in_sync, members["b"].learning) == (
+        tuple([f"of-both-{number}" for number in range(4)]),
+        4,
+        9,
+    )
+    assert members["b"].behind is None
+    assert (seen.files, seen.lost) == (13, 13)
 
 
 def test_who_has_not_been_here_since_the_start_was_never_heard_of() -> None:
