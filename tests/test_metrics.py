@@ -1,6 +1,7 @@
 """--metrics of lockd and clients: what a scrape tells, hostile file names, bad addresses; and README's alerts."""
 
 import re
+import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -10,13 +11,19 @@ from urllib.error import HTTPError
 from urllib.request import urlopen
 
 import pytest
+import zmq
 from prometheus_client.parser import text_string_to_metric_families
 
 from client.disk import Timed
 from common.errors import EXIT_OK, EXIT_REFUSED, EXIT_WRONG_USE
 from common.grantlog import parse_grant
 from common.histogram import Histogram
+from common.messages import Fenced, FromReplica, Push
 from common.metrics import histogram
+from common.records import EMPTY
+from common.sockets import caller
+from common.tokens import make_token
+from common.wire import decode, encode
 from tests.group import Child, Group, refusal, until
 
 HOSTILE: Final = '\u202e<script>alert("1\\2")</script>{x="y"} 3'
@@ -161,6 +168,42 @@ def test_a_catch_up_and_a_drop_are_counted(group: Group) -> None:
     scrape = Scrape(lockd)
     assert scrape.one("lockstep_lockd_drops_total") == 1
     assert scrape.one("lockstep_lockd_sessions_ended_total", reason="goodbye") == 1
+
+
+def test_pushes_refused_as_fenced_and_malformed_messages_are_counted(group: Group) -> None:
+    lockd = group.lockd("--metrics", *NOWHERE)
+    client = serving(group, "a")
+    group.op("a", "write", "x")
+    seen = group.welcome()
+    context = zmq.Context[zmq.Socket[bytes]]()
+    try:
+        peer = caller(context, b"0" * 32)
+        peer.connect(seen.view[0].endpoint)
+        peer.send(encode(Push(seen.group, "notes.txt", make_token(1, 0), EMPTY, (), {})))
+        assert peer.poll(25_000)
+        answer: FromReplica = decode(peer.recv(), FromReplica)  # type: ignore[arg-type]
+        assert isinstance(answer, Fenced)
+        peer.send(b"nonsense")
+        stranger = caller(context, b"1" * 32)
+        stranger.connect(group.endpoint)
+        stranger.send(b"nonsense")
+        until(lambda: Scrape(client).one("lockstep_client_malformed_messages_total") == 1, "the client has it")
+        until(lambda: Scrape(lockd).one("lockstep_lockd_malformed_messages_total") == 1, "lockd has it")
+    finally:
+        context.destroy(linger=0)
+    scrape = Scrape(client)
+    assert scrape.one("lockstep_client_pushes_fenced_total", whose="theirs") == 1
+    assert scrape.one("lockstep_client_pushes_fenced_total", whose="ours") == 0
+
+
+def test_a_client_that_stood_still_has_lost_its_session(group: Group) -> None:
+    lockd = group.lockd("--metrics", *NOWHERE, "--ttl", "500ms")
+    client = serving(group, "a")
+    client.send(signal.SIGSTOP)
+    until(lambda: Scrape(lockd).one("lockstep_lockd_sessions_ended_total", reason="lease") == 1, "its lease runs out")
+    client.send(signal.SIGCONT)
+    until(lambda: Scrape(client).one("lockstep_client_sessions_lost_total") == 1, "it knows")
+    until(lambda: Scrape(client).one("lockstep_client_joined") == 1, "it is back")
 
 
 def test_a_file_that_only_absent_clients_have_is_told(group: Group) -> None:

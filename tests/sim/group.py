@@ -8,6 +8,7 @@ from random import Random
 from typing import Final
 
 from client.effects import Finished, Log, Persist, Submit
+from common.eventlog import parse_event
 from common.messages import GiveUp
 from common.records import Version
 from lockd import effects as lockd_effects
@@ -253,6 +254,7 @@ class Group:
             raise Broken(f"{self._unclean()} are still unclean")
         self._check_equal()
         self._check_outcomes()
+        self._check_figures()
         self.lockd.stop()
 
     def can_spare(self, running: Iterable[Running]) -> bool:
@@ -412,6 +414,21 @@ class Group:
                 # Of an old copy nobody knows which ids it has given out to what came to nothing.
                 if effect.outcome == "failed" and found is not None and not self.copied:
                     raise Broken(f"{effect.id} ended failed, and is at {op.file}{found}")
+
+    def _check_figures(self) -> None:
+        """Check that what live clients have counted is what their logs tell of this life."""
+        for actor in self.actors:
+            process, directory = actor.process, actor.directory
+            if process is None:
+                continue
+            events = [parse_event(line) for line in directory.lines[process.lines_before :]]
+            # What a client undoes of its own accord at a start was no op of its journal.
+            undone = sum(each.verb == "undo" and each.values["from"] != directory.host for each in events)
+            figures = process.core.figures
+            if figures.undone != undone:
+                raise Broken(f"{actor.plan.name} has counted {figures.undone} ops undone, its log tells of {undone}")
+            if figures.catch_ups_begun - figures.catch_ups_finished < len(process.core.learning):
+                raise Broken(f"{actor.plan.name} learns more files than it has counted: {figures}")
 
     @property
     def elapsed_ns(self) -> int:

@@ -391,6 +391,7 @@ class ClientProcess:
         self._encoded: tuple[object, bytes] = (None, b"")
         self._alarm = Alarm(world.schedule, self._ring)
         self.core = directory.start(incarnation)
+        self.lines_before = len(directory.lines)
         self.route = self.peer_route = (directory.replica + incarnation).encode()
         self._incarnation = incarnation
         world.clients[self.route] = self
