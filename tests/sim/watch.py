@@ -17,6 +17,7 @@ class Recount:
 
     def __init__(self) -> None:
         self._counts: Counter[str] = Counter()
+        self._compared: Counter[str] = Counter()
         self._sums_us: Counter[str] = Counter()
         self._epoch = 0
         self._in_sync: dict[str, tuple[str, ...]] = {}
@@ -43,6 +44,9 @@ class Recount:
                         self._counts["unclean"] += 1
                 case _:
                     pass
+        if self._counts == self._compared:
+            return
+        self._compared = self._counts.copy()
         figures = lockd.core.figures
         found = {
             "grant": sum(figures.grants.values()),
