@@ -139,6 +139,11 @@ def _member_row(inspection: Inspection, member: MemberState) -> Row:
     )
 
 
+def is_well(row: Row) -> bool:
+    """Tell whether a member's row has nothing to look after: it is up, and not behind."""
+    return row[2] == "up" and row[5] in ("0", NONE)
+
+
 def lock_rows(inspection: Inspection) -> list[Row]:
     """Return the rows of all locks, by LOCK_COLUMNS: one for each holder and waiter, the lock in the first."""
     return [row for lock in inspection.locks for row in _lock_rows(lock)]

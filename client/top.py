@@ -22,6 +22,7 @@ from client.inspecting import (
     LOCK_COLUMNS,
     MEMBER_COLUMNS,
     fault_lines,
+    is_well,
     lock_rows,
     member_rows,
     rates,
@@ -249,7 +250,7 @@ class _Lines:
             if self._as_json:
                 self._write(json.dumps(as_json(now, before)))
             else:
-                self._write("\n".join([*_frame(now, before, None, None), ""]))
+                self._write("\n".join([*frame_lines(now, before, None, None), ""]))
         elif not self._as_json and (line := _trouble(onlooker, silent_ns, self._lockd)):
             self._write(line)
 
@@ -269,7 +270,7 @@ class _Screen:
         now, before = onlooker.seen
         trouble = _trouble(onlooker, silent_ns, self._lockd)
         head = [f"\x1b[7m{fit(trouble or f'lockstep at {printable(self._lockd)}; q ends', width)}\x1b[0m"]
-        lines = head + (_frame(now, before, width, height - 1) if now is not None else [])
+        lines = head + (frame_lines(now, before, width, height - 1) if now is not None else [])
         # Each line clears what is left of the one before it; the last has no line break, or the screen would scroll.
         _write_all(("\x1b[H" + "\x1b[K\r\n".join(lines[:height]) + "\x1b[K\x1b[J").encode("utf-8", "replace"))
 
@@ -282,7 +283,7 @@ def _trouble(onlooker: Onlooker, silent_ns: int, lockd: str) -> str:
     return ""
 
 
-def _frame(now: Inspection, before: Inspection | None, width: int | None, height: int | None) -> list[str]:
+def frame_lines(now: Inspection, before: Inspection | None, width: int | None, height: int | None) -> list[str]:
     """Return the lines of what is known, not more than `height`: members and locks share what is left."""
     head = [fit(line, width) for line in top_lines(now, rates(now, before))]
     faults = [fit(line, width) for line in fault_lines(now, _FAULTS_SHOWN_MAX)]
@@ -295,6 +296,8 @@ def _frame(now: Inspection, before: Inspection | None, width: int | None, height
         left = max(4, height - len(head) - len(faults) - 3)
         for_members = min(len(members) + 1, max(2, left - min(len(locks) + 1, left // 2)))
         for_locks = max(2, left - for_members)
+        if len(members) >= for_members:
+            members.sort(key=is_well)  # who is cut off is well
     lines = [
         *head,
         "",

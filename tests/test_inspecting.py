@@ -1,6 +1,7 @@
 """What an Inspection says to people and programs: rows, sentences, JSON; and what an onlooker asks, and when."""
 
 import json
+import re
 from typing import Final
 
 import pytest
@@ -20,7 +21,7 @@ from client.inspecting import (
 )
 from client.inspecting_json import as_json, locks_json, members_json, why_json
 from client.tables import fit, table_lines
-from client.top import Onlooker
+from client.top import Onlooker, frame_lines
 from common.messages import (
     Count,
     Ended,
@@ -47,6 +48,7 @@ from common.records import Version
 from common.tokens import make_token
 
 S: Final = 1_000_000_000
+SEQUENCE: Final = re.compile(r"\x1b\[[0-9;]*m")
 HOSTILE: Final = "\x1b[2J\x9b31m\u202e[red]x[/red][link=http://x]<script>alert(1)</script>"
 SHOWN: Final = "\\x1b[2J\\x9b31m\\u202e[red]x[/red][link=http://x]<script>alert(1)</script>"
 
@@ -402,3 +404,15 @@ def test_an_onlooker_that_is_refused_tries_again() -> None:
     looking.welcome()
     assert looking.onlooker.trouble == ""
     assert looking.answer()
+
+
+def test_a_small_frame_keeps_the_members_that_are_not_well() -> None:
+    well = tuple(replace(ANNA, host=f"a{number}") for number in range(30))
+    inspection = an_inspection(members=(*well, BEN, CORA), locks=(a_lock(),) * 9)
+    for height in (12, 24, 60):
+        lines = frame_lines(inspection, None, 80, height)
+        assert len(lines) <= height
+        shown = [SEQUENCE.sub("", line).split(" ")[0] for line in lines]
+        assert [host for host in shown if host in ("ben", "cora", "a0")] == (
+            ["ben"] if height == 12 else ["a0", "ben", "cora"] if height == 60 else ["ben", "cora", "a0"]
+        )
