@@ -102,18 +102,18 @@ def one_shot(settings: Settings, order: Order, lock: DirectoryLock, stop: Stop) 
 @contextmanager
 def _up(settings: Settings, role: Literal["serve", "run"]) -> Iterator[tuple[Node, Stop]]:
     """Take the directory, join the group and carry out orders; leave in good order at the end."""
-    scraped, where = None, ""
+    served, where = None, ""
     if settings.metrics is not None:
         from common.metrics import Metrics
 
-        scraped = Metrics(*settings.metrics)
-        where = f", metrics on {scraped.url}"
+        served = Metrics(*settings.metrics)  # first: where it cannot be had nothing has happened yet
+        where = f", metrics on {served.url}"
     with closing(Stop()) as stop, _node(settings, _take(settings, role, stop), stop) as node:
         node.listen()
-        if scraped is not None:
+        if served is not None:
             from client.metrics import ClientMetrics
 
-            scraped.serve(ClientMetrics(node.core))
+            served.serve(ClientMetrics(node.core))
         node.join(JOIN_NS, lambda: stop.caught is not None)
         if stop.caught is None:
             _say(f"ready {node.host} on {settings.data}, {_promise(settings)}{where}")

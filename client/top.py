@@ -63,7 +63,7 @@ _QUIT: Final = frozenset(b"qQ\x03")
 class Onlooker:
     """A session that only looks on: what to say next, and what an answer says. It does no I/O.
 
-    `seen` are the newest Inspection and the one before it, `trouble` why lockd has refused the session.
+    `seen` are the newest Inspection and the one before it, `trouble` why there are no more.
     """
 
     def __init__(self, name: str, incarnation: str, interval_ns: int, now_ns: int) -> None:
@@ -121,10 +121,10 @@ class Onlooker:
                 self._ping_every_ns = message.ttl_ms * 1_000_000 // 3
                 return self._ask(now_ns), False
             case Refused() if message.request == self._hello and not self._session:
-                self._waiting, self.trouble = False, message.reason
+                self._waiting, self.trouble = False, f"lockd refused: {message.reason}"
                 self._next_ns, self._hello = now_ns + max(self._interval_ns, _SILENCE_NS), 0
             case Inspection() if message.epoch == self._epoch and message.request == self._request:
-                self._waiting = False
+                self._waiting, self.trouble = False, ""
                 self._next_ns = max(self._next_ns + self._interval_ns, now_ns)
                 self.seen = message, self.seen[0]
                 return [], True
@@ -230,7 +230,7 @@ def _look(
         for request in to_send:
             socket.send(encode(request))
         if onlooker.trouble and onlooker.seen[0] is None:
-            raise refused(f"lockd refused: {onlooker.trouble}")
+            raise refused(onlooker.trouble)
         silent_ns = onlooker.silent_ns(now_ns)
         if fresh or resized or now_ns >= tell_ns:
             tell_ns = now_ns + _SILENCE_NS
@@ -251,8 +251,8 @@ class _Lines:
                 self._write(json.dumps(as_json(now, before)))
             else:
                 self._write("\n".join([*frame_lines(now, before, None, None), ""]))
-        elif not self._as_json and (line := _trouble(onlooker, silent_ns, self._lockd)):
-            self._write(line)
+        elif line := _trouble(onlooker, silent_ns, self._lockd):
+            self._write(json.dumps({"trouble": line}) if self._as_json else line)
 
     def _write(self, text: str) -> None:
         _write_all(f"{text}\n".encode("utf-8", "replace"))
@@ -277,7 +277,7 @@ class _Screen:
 
 def _trouble(onlooker: Onlooker, silent_ns: int, lockd: str) -> str:
     if onlooker.trouble:
-        return f"lockd refused: {printable(onlooker.trouble)}"
+        return printable(onlooker.trouble)
     if silent_ns >= _SILENCE_NS:
         return f"lockd at {printable(lockd)} does not answer since {silent_ns // 1_000_000_000} s"
     return ""

@@ -50,26 +50,26 @@ def lockd(
         raise wrong_use(f"--ttl {ttl}: it is at least 100ms and at most 1h")
     if rebuild is not None and rebuild < 1:
         raise wrong_use(f"--rebuild {rebuild}: it is the number of replicas there are")
-    if metrics is not None:
-        try:
-            host, port = parse_address(metrics)
-        except ValueError as error:
-            raise wrong_use(f"--metrics {metrics}: {error}") from None
+    try:
+        address = None if metrics is None else parse_address(metrics)
+    except ValueError as error:
+        raise wrong_use(f"--metrics {metrics}: {error}") from None
     from common.signals import Signals
     from lockd.server import Server
     from lockd.state import StateError
 
     signals = Signals()
-    where = ""
-    if metrics is not None:
+    served, where = None, ""
+    if address is not None:
         from common.metrics import Metrics
+
+        served = Metrics(*address)  # first: where it cannot be had nothing has happened yet
+        where = f", metrics on {served.url}"
+    server = Server(bind, Path(data), ttl_ns, rebuild or 0)
+    if served is not None:
         from lockd.metrics import LockdMetrics
 
-        scraped = Metrics(host, port)
-        where = f", metrics on {scraped.url}"
-    server = Server(bind, Path(data), ttl_ns, rebuild or 0)
-    if metrics is not None:
-        scraped.serve(LockdMetrics(server.core, server.clock))
+        served.serve(LockdMetrics(server.core, server.clock))
     try:
         server.serve(
             signals,

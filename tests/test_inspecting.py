@@ -399,7 +399,7 @@ def test_an_onlooker_that_is_refused_tries_again() -> None:
     hello = looking.newest()
     assert isinstance(hello, Hello)
     looking.take(Refused(1, hello.request, "lockd has lost its state"))
-    assert looking.onlooker.trouble == "lockd has lost its state"
+    assert looking.onlooker.trouble == "lockd refused: lockd has lost its state"
     looking.pass_time(S)
     looking.welcome()
     assert looking.onlooker.trouble == ""

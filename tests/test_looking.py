@@ -21,7 +21,7 @@ from client.operator import Operator
 from common.errors import EXIT_OK, EXIT_REFUSED, EXIT_WRONG_USE
 from common.messages import Acquire, Grant
 from common.wire import encode
-from tests.group import Child, Group, refusal, until
+from tests.group import Group, refusal, until
 
 SCRIPT: Final = "<script>alert(1)</script>"
 HOSTILE: Final = "\u202e[red]x[/red][link=http:x]y"
@@ -324,13 +324,17 @@ def test_top_goes_on_over_a_restart_of_lockd(group: Group) -> None:
         assert terminal.end() == EXIT_OK
 
 
-def test_top_in_lines_says_that_lockd_is_silent_and_goes_on(group: Group) -> None:
+@pytest.mark.parametrize(
+    ("how", "frame", "said"),
+    [("--interval=100ms", b"MEMBER", "{}\n"), ("--json", b'"members"', '{{"trouble": "{}"}}\n')],
+)
+def test_top_in_lines_says_that_lockd_is_silent_and_goes_on(group: Group, how: str, frame: bytes, said: str) -> None:
     lockd = group.lockd("--ttl", "1s")
-    child: Child = group.start("client", "top", "--interval", "100ms")
-    child.says("epoch 1,")
+    child = group.start("client", "top", how)
+    until(lambda: frame in child.out, "a frame")
     lockd.send(signal.SIGSTOP)
-    child.says(f"lockd at {group.endpoint} does not answer since 1 s\n")
-    frames = child.out.count(b"MEMBER")
+    child.says(said.format(f"lockd at {group.endpoint} does not answer since 1 s"))
+    frames = child.out.count(frame)
     lockd.send(signal.SIGCONT)
-    until(lambda: child.out.count(b"MEMBER") > frames, "lockd answers again")
+    until(lambda: child.out.count(frame) > frames, "lockd answers again")
     assert child.stop(signal.SIGINT).code == EXIT_OK
