@@ -86,10 +86,6 @@ Text = Annotated[
     ),
 ]
 AtSeq = Annotated[str, typer.Argument(metavar="FILE@SEQ", show_default=False)]
-AsName = Annotated[
-    str | None,
-    typer.Option("--name", metavar="NAME", help="Who asks, for lockd's log [default: a name of its own]."),
-]
 Whence = Annotated[
     str | None,
     typer.Option(
@@ -353,32 +349,32 @@ def give_up(
 
 
 @app.command()
-def members(json_: Json = False, name: AsName = None, lockd: LockdAt = None, data: Whence = None) -> None:
+def members(json_: Json = False, name: UnusedName = None, lockd: LockdAt = None, data: Whence = None) -> None:
     """List the group's clients: up or absent, in sync or learning, how far behind, for which files they are needed."""
     from client.inspecting import MEMBER_COLUMNS, member_rows
     from client.inspecting_json import members_json
 
-    seen = _inspect(lockd, data, name)
+    seen = _inspect(lockd, data)
     _tell(members_json(seen) if json_ else None, MEMBER_COLUMNS, member_rows(seen), seen.members_left_out)
 
 
 @app.command()
-def locks(json_: Json = False, name: AsName = None, lockd: LockdAt = None, data: Whence = None) -> None:
+def locks(json_: Json = False, name: UnusedName = None, lockd: LockdAt = None, data: Whence = None) -> None:
     """List the locks: who holds them, under which token, for how long, and who waits."""
     from client.inspecting import LOCK_COLUMNS, lock_rows
     from client.inspecting_json import locks_json
 
-    seen = _inspect(lockd, data, name)
+    seen = _inspect(lockd, data)
     _tell(locks_json(seen) if json_ else None, LOCK_COLUMNS, lock_rows(seen), seen.locks_left_out)
 
 
 @app.command()
-def status(json_: Json = False, name: AsName = None, lockd: LockdAt = None, data: Whence = None) -> None:
+def status(json_: Json = False, name: UnusedName = None, lockd: LockdAt = None, data: Whence = None) -> None:
     """Sum the group up: lockd's epoch, sessions, files, rates since its start, recent faults."""
     from client.inspecting import status_lines
     from client.inspecting_json import as_json
 
-    seen = _inspect(lockd, data, name)
+    seen = _inspect(lockd, data)
     _tell_lines(as_json(seen) if json_ else None, status_lines(seen))
 
 
@@ -386,7 +382,7 @@ def status(json_: Json = False, name: AsName = None, lockd: LockdAt = None, data
 def why(
     lock: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="A file, or a lock without one.")],
     json_: Json = False,
-    name: AsName = None,
+    name: UnusedName = None,
     lockd: LockdAt = None,
     data: Whence = None,
 ) -> None:
@@ -398,7 +394,7 @@ def why(
     from client.inspecting import why_lines
     from client.inspecting_json import why_json
 
-    seen = _inspect(lockd, data, name, lock)
+    seen = _inspect(lockd, data, lock)
     _tell_lines(why_json(seen, lock) if json_ else None, why_lines(seen, lock))
 
 
@@ -406,7 +402,7 @@ def why(
 def top(
     interval: Annotated[str, typer.Option("--interval", metavar="TIME", help="How often to look.")] = "1s",
     json_: Annotated[bool, typer.Option("--json", help="Print a line of JSON each time.")] = False,
-    name: AsName = None,
+    name: UnusedName = None,
     lockd: LockdAt = None,
     data: Whence = None,
 ) -> None:
@@ -414,10 +410,10 @@ def top(
     interval_ns = _duration("--interval", interval)
     if not 100_000_000 <= interval_ns <= 3_600_000_000_000:
         raise wrong_use(f"--interval {interval}: it is at least 100ms and at most 1h")
-    endpoint = _lockd_of(lockd, data, name)
+    endpoint = _lockd_of(lockd, data)
     from client.top import top as look
 
-    look(endpoint, name, interval_ns, as_json_lines=json_)
+    look(endpoint, interval_ns, as_json_lines=json_)
 
 
 def main() -> None:
@@ -446,12 +442,10 @@ def _one_shot(
     return carry_out(settings, Order(verb, file, text, of, _duration("--wait", wait) // 1_000_000, tuple(retry)))
 
 
-def _lockd_of(lockd: str | None, data: str | None, name: str | None) -> str:
+def _lockd_of(lockd: str | None, data: str | None) -> str:
     """Return where lockd is: the option, else as DIR remembers, else the default."""
-    from common.names import client_name_problem, endpoint_problem
+    from common.names import endpoint_problem
 
-    if name is not None and (problem := client_name_problem(name)):
-        raise wrong_use(f"--name {name!r}: {problem}")
     if lockd is not None and (problem := endpoint_problem(lockd, listening=False)):
         raise wrong_use(f"--lockd {lockd}: {problem}")
     if lockd is None and data:
@@ -467,11 +461,11 @@ def _lockd_of(lockd: str | None, data: str | None, name: str | None) -> str:
     return lockd or DEFAULT_LOCKD
 
 
-def _inspect(lockd: str | None, data: str | None, name: str | None, lock: str = "") -> "Inspection":
-    endpoint = _lockd_of(lockd, data, name)
+def _inspect(lockd: str | None, data: str | None, lock: str = "") -> "Inspection":
+    endpoint = _lockd_of(lockd, data)
     from client.operator import inspect
 
-    return inspect(endpoint, name, lock)
+    return inspect(endpoint, lock)
 
 
 def _tell(values: dict[str, object] | None, columns: Sequence[str], rows: "Sequence[Row]", left_out: int) -> None:

@@ -243,7 +243,7 @@ def status_lines(inspection: Inspection) -> list[str]:
     told = [
         ("group", f"{inspection.group}, epoch {inspection.epoch}, ttl {duration(inspection.ttl_ms * 1000)}"),
         ("lockd", f"up {duration(inspection.time_us - inspection.since_us)}, since {format_time(inspection.since_us)}"),
-        ("sessions", f"{plural(inspection.replicas, 'replica')}, {inspection.others} without, this one among them"),
+        ("sessions", f"{plural(inspection.replicas, 'replica')}, {inspection.others} without"),
         (
             "files",
             f"{inspection.files}, {inspection.unclean} unclean, of {inspection.lost} the newest version is absent",

@@ -1,7 +1,7 @@
 """What an operator asks of lockd: a session without a replica, one request, its answer."""
 
 import os
-from typing import Final, TypeVar
+from typing import Final, Self, TypeVar
 
 import zmq
 
@@ -31,31 +31,23 @@ def give_up(lockd: str, name: str | None, file: str, hosts: list[str]) -> int:
             raise CommandError(130, line) from None
 
 
-def inspect(lockd: str, name: str | None, lock: str = "") -> Inspection:
-    """Return what lockd knows of the group, or of one lock. Raises CommandError where lockd does not tell."""
-    with Operator(lockd, name) as operator:
-        return operator.ask(Inspect(operator.epoch, operator.session, _REQUEST, lock), Inspection)
+def inspect(lockd: str, lock: str = "") -> Inspection:
+    """Return what lockd knows of the group, or of one lock; it needs no session. Raises CommandError."""
+    with Caller(lockd) as line:
+        return line.ask(Inspect(_REQUEST, lock), Inspection)
 
 
-class Operator:
-    """A session with lockd, without a replica. A context: its end is the session's."""
+class Caller:
+    """A connection with lockd, for one request after another. A context: its end is the connection's."""
 
-    def __init__(self, lockd: str, name: str | None) -> None:
-        """Open the session. Raises CommandError."""
+    def __init__(self, lockd: str) -> None:
+        """Connect. Raises CommandError."""
         reach(lockd)
-        incarnation = os.urandom(8).hex()
-        self._lockd = lockd
+        self._lockd, self._incarnation = lockd, os.urandom(8).hex()
         self._context = zmq.Context[zmq.Socket[bytes]]()
-        self._socket = caller(self._context, incarnation.encode())
+        self._socket = caller(self._context, self._incarnation.encode())
         self._socket.set(zmq.RCVTIMEO, _ANSWER_MS)
-        try:
-            self._socket.connect(lockd)
-            hello = Hello(_HELLO, name or f"operator-{incarnation}", incarnation, None, "", 0, "", 0, 0, ())
-            welcome = self.ask(hello, Welcome)
-        except BaseException:
-            self._context.destroy(linger=0)
-            raise
-        self.epoch, self.session = welcome.epoch, welcome.session
+        self._socket.connect(lockd)
 
     def ask(self, request: ToLockd, expected: type[Answer]) -> Answer:
         """Return lockd's answer. Raises CommandError."""
@@ -72,9 +64,27 @@ class Operator:
             if isinstance(answer, expected):
                 return answer
 
-    def __enter__(self) -> "Operator":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._socket.send(encode(Goodbye(self.epoch, self.session)))
         self._context.destroy(linger=500)
+
+
+class Operator(Caller):
+    """A session with lockd, without a replica. A context: its end is the session's."""
+
+    def __init__(self, lockd: str, name: str | None) -> None:
+        """Open the session. Raises CommandError."""
+        super().__init__(lockd)
+        name = name or f"operator-{self._incarnation}"
+        try:
+            welcome = self.ask(Hello(_HELLO, name, self._incarnation, None, "", 0, "", 0, 0, ()), Welcome)
+        except BaseException:
+            self._context.destroy(linger=0)
+            raise
+        self.epoch, self.session = welcome.epoch, welcome.session
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.send(encode(Goodbye(self.epoch, self.session)))
+        super().__exit__()

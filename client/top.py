@@ -1,6 +1,6 @@
 """`client top`: what lockd knows, again and again, on a terminal or as lines.
 
-It looks on by a session without a replica. A lockd that is silent, or starts anew, ends nothing: it says since when
+It needs no session. A lockd that is silent, or starts anew, ends nothing: it says since when
 there is no answer, and asks again as soon as there is a connection.
 """
 
@@ -32,19 +32,7 @@ from client.inspecting_json import as_json
 from client.reach import reach
 from client.tables import fit, table_lines
 from common.errors import refused
-from common.messages import (
-    Ended,
-    FromLockd,
-    Goodbye,
-    Hello,
-    Inspect,
-    Inspection,
-    Message,
-    Ping,
-    Refused,
-    Stale,
-    Welcome,
-)
+from common.messages import FromLockd, Inspect, Inspection, Message
 from common.moments import SteadyClock
 from common.printing import printable
 from common.sockets import caller, connections, states
@@ -61,17 +49,16 @@ _QUIT: Final = frozenset(b"qQ\x03")
 
 
 class Onlooker:
-    """A session that only looks on: what to say next, and what an answer says. It does no I/O.
+    """Who looks on: what to say next, and what an answer says. It does no I/O.
 
-    `seen` are the newest Inspection and the one before it, `trouble` why there are no more.
+    `seen` are the newest Inspection and the one before it, `trouble` why what came cannot be read.
     """
 
-    def __init__(self, name: str, incarnation: str, interval_ns: int, now_ns: int) -> None:
-        """Begin without a session; ask every `interval_ns` nanoseconds."""
-        self._name, self._incarnation, self._interval_ns = name, incarnation, interval_ns
-        self._epoch = self._session = self._request = self._hello = 0
+    def __init__(self, interval_ns: int, now_ns: int) -> None:
+        """Begin without a connection; ask every `interval_ns` nanoseconds."""
+        self._interval_ns = interval_ns
+        self._request = 0
         self._next_ns = self._sent_ns = now_ns
-        self._ping_every_ns = 0
         self._waiting = False
         self._connected = False
         self._silent_since_ns: int | None = now_ns
@@ -93,86 +80,46 @@ class Onlooker:
 
     def deadline_ns(self) -> int:
         """Return when `tick` wants to be called."""
-        due_ns = self._sent_ns + _SILENCE_NS if self._waiting or not self._connected else self._next_ns
-        if self._session and self._connected and not self._waiting:
-            due_ns = min(due_ns, self._sent_ns + self._ping_every_ns)
-        return due_ns
+        return self._sent_ns + _SILENCE_NS if self._waiting or not self._connected else self._next_ns
 
     def tick(self, now_ns: int) -> list[Message]:
         """Return what is due to be sent."""
         if not self._connected:
             self._sent_ns = now_ns  # nothing can be sent: look again after a while
             return []
-        if self._waiting:
-            return self._ask(now_ns) if now_ns >= self._sent_ns + _SILENCE_NS else []
-        if now_ns >= self._next_ns:
-            return self._ask(now_ns)
-        if self._session and now_ns >= self._sent_ns + self._ping_every_ns:
-            self._sent_ns = now_ns
-            return [Ping(self._epoch, self._session, self._new_request())]
-        return []
+        return self._ask(now_ns) if now_ns >= self.deadline_ns() else []
 
-    def take(self, message: FromLockd, now_ns: int) -> tuple[list[Message], bool]:
-        """Take in a message; return what to send, and whether there is a new Inspection to show."""
-        self._silent_since_ns = None
-        match message:
-            case Welcome() if message.request == self._hello:
-                self._epoch, self._session, self.trouble = message.epoch, message.session, ""
-                self._ping_every_ns = message.ttl_ms * 1_000_000 // 3
-                return self._ask(now_ns), False
-            case Refused() if message.request == self._hello and not self._session:
-                self._waiting, self.trouble = False, f"lockd refused: {message.reason}"
-                self._next_ns, self._hello = now_ns + max(self._interval_ns, _SILENCE_NS), 0
-            case Inspection() if message.epoch == self._epoch and message.request == self._request:
-                self._waiting, self.trouble = False, ""
-                self._next_ns = max(self._next_ns + self._interval_ns, now_ns)
-                self.seen = message, self.seen[0]
-                return [], True
-            case Stale() if self._session:
-                return self._begin_anew(now_ns), False
-            case Ended() if self._session == message.session:
-                return self._begin_anew(now_ns), False
-            case _:
-                pass
-        return [], False
-
-    def _begin_anew(self, now_ns: int) -> list[Message]:
-        self._session = self._hello = 0
-        return self._ask(now_ns)
-
-    def goodbye(self) -> list[Message]:
-        """Return what ends the session."""
-        return [Goodbye(self._epoch, self._session)] if self._connected and self._session else []
-
-    def _new_request(self) -> int:
-        self._request += 1
-        return self._request
+    def take(self, message: FromLockd, now_ns: int) -> bool:
+        """Take in a message; return whether there is a new Inspection to show."""
+        if not isinstance(message, Inspection) or message.request != self._request:
+            return False
+        self._silent_since_ns, self._waiting, self.trouble = None, False, ""
+        self._next_ns = max(self._next_ns + self._interval_ns, now_ns)
+        self.seen = message, self.seen[0]
+        return True
 
     def _ask(self, now_ns: int) -> list[Message]:
         self._waiting, self._sent_ns = True, now_ns
         if self._silent_since_ns is None:
             self._silent_since_ns = now_ns
-        if self._session:
-            return [Inspect(self._epoch, self._session, self._new_request(), "")]
-        self._hello = self._hello or self._new_request()
-        return [Hello(self._hello, self._name, self._incarnation, None, "", 0, "", 0, 0, ())]
+        self._request += 1
+        return [Inspect(self._request, "")]
 
 
-def top(lockd: str, name: str | None, interval_ns: int, *, as_json_lines: bool) -> None:
+def top(lockd: str, interval_ns: int, *, as_json_lines: bool) -> None:
     """Show what lockd knows every `interval_ns` nanoseconds until q, SIGINT or SIGTERM.
 
     Raises CommandError where it cannot begin.
     """
     reach(lockd)
     on_terminal = not as_json_lines and os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
-    incarnation = os.urandom(8).hex()
     context = zmq.Context[zmq.Socket[bytes]]()
     try:
         with closing(Stop()) as stop:
             signal.signal(signal.SIGWINCH, lambda *_: None)  # so that its wake-up descriptor tells of a resize
             clock = SteadyClock()
-            onlooker = Onlooker(name or f"operator-{incarnation}", incarnation, interval_ns, clock.now_ns())
-            socket = caller(context, incarnation.encode())
+            onlooker = Onlooker(interval_ns, clock.now_ns())
+            socket = caller(context, os.urandom(8).hex().encode())
             link = connections(socket)
             socket.connect(lockd)
             with _screen() if on_terminal else _plain() as keys:
@@ -181,8 +128,6 @@ def top(lockd: str, name: str | None, interval_ns: int, *, as_json_lines: bool) 
                     _look(onlooker, socket, link, stop, keys, show, clock)
                 except BrokenPipeError:
                     pass  # whoever read us has had enough
-            for farewell in onlooker.goodbye():
-                socket.send(encode(farewell))
             socket.disable_monitor()
     finally:
         context.destroy(linger=200)
@@ -217,8 +162,7 @@ def _look(
             except WireError as error:
                 onlooker.trouble = f"what listens there is no lockd of this version: {error}"
             else:
-                more, fresh = onlooker.take(message, now_ns)
-                to_send += more
+                fresh = onlooker.take(message, now_ns)
         if stop.descriptor in ready:
             os.read(stop.descriptor, 64)
             resized = True

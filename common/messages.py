@@ -298,10 +298,11 @@ class Here(Message, frozen=True, tag=11):
 
 
 class Inspect(Message, frozen=True, tag=12):
-    """Ask what lockd knows of the group, or of one `lock` (else ""); answered by Inspection. It changes nothing."""
+    """Ask what lockd knows of the group, or of one `lock` (else ""); answered by Inspection.
 
-    epoch: Number
-    session: Number
+    It changes nothing, so it needs no session and names no epoch.
+    """
+
     request: Number
     lock: str
 

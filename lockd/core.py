@@ -160,6 +160,9 @@ class Lockd:
         if isinstance(message, Hello):
             self._hello(route, message, now_ns)
             return shared.out
+        if isinstance(message, Inspect):
+            shared.send(route, inspection(shared, self._queues.early, message, now_ns))
+            return shared.out
         if isinstance(message, Goodbye) and message.session == 0:
             self._forget_contender(route)
             if (leaving := shared.by_route.get(route)) is not None:
@@ -197,8 +200,6 @@ class Lockd:
                 self._resume(session, message, now_ns)
             case Here():
                 self._here(session, message, now_ns)
-            case Inspect():
-                shared.send(route, inspection(shared, self._queues.early, message, now_ns))
             case Goodbye():
                 self._end_for_good(session, _GOODBYE, now_ns)
             case _:

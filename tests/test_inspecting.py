@@ -21,12 +21,10 @@ from client.inspecting import (
 )
 from client.inspecting_json import as_json, locks_json, members_json, why_json
 from client.tables import fit, table_lines
-from client.top import Onlooker, frame_lines
+from client.top import Onlooker
 from common.messages import (
     Count,
-    Ended,
     Fault,
-    Hello,
     HolderState,
     Inspect,
     Inspection,
@@ -34,14 +32,11 @@ from common.messages import (
     MemberState,
     Message,
     Mode,
-    Ping,
     Reason,
-    Refused,
     ReplicaState,
     Spread,
     Stale,
     WaiterState,
-    Welcome,
 )
 from common.printing import printable
 from common.records import Version
@@ -305,15 +300,10 @@ def test_a_table_that_is_too_high_says_what_it_leaves_out() -> None:
 class Looking:
     """An onlooker with a lockd that says what a test makes it say."""
 
-    def __init__(self, interval_ns: int = S) -> None:
+    def __init__(self) -> None:
         self.now_ns = 100 * S
-        self.onlooker = Onlooker("operator-1", "1" * 16, interval_ns, self.now_ns)
+        self.onlooker = Onlooker(S, self.now_ns)
         self.sent: list[Message] = self.onlooker.connected(True, self.now_ns)
-
-    def take(self, message: object) -> bool:
-        sent, fresh = self.onlooker.take(message, self.now_ns)  # type: ignore[arg-type]
-        self.sent += sent
-        return fresh
 
     def pass_time(self, duration_ns: int) -> None:
         end_ns = self.now_ns + duration_ns
@@ -322,24 +312,17 @@ class Looking:
             self.sent += self.onlooker.tick(self.now_ns)
         self.now_ns = max(self.now_ns, end_ns)
 
-    def newest(self) -> Message:
-        sent, self.sent = self.sent, []
-        return sent[-1]
-
-    def welcome(self, epoch: int = 1) -> None:
-        hello = self.newest()
-        assert isinstance(hello, Hello)
-        self.take(Welcome(epoch, "1" * 16, 0, 5, hello.request, "0" * 16, 3000, "x", "", (), 0))
-
-    def answer(self, epoch: int = 1) -> bool:
-        inspect = self.newest()
+    def answer(self, back: int = 1) -> bool:
+        """Answer the newest request, or one before it."""
+        inspect = self.sent[-back]
         assert isinstance(inspect, Inspect)
-        return self.take(an_inspection(epoch=epoch, request=inspect.request))
+        if back == 1:
+            self.sent = []
+        return self.onlooker.take(an_inspection(request=inspect.request), self.now_ns)
 
 
 def test_an_onlooker_asks_once_an_interval() -> None:
     looking = Looking()
-    looking.welcome()
     assert looking.answer()
     looking.pass_time(S - 1)
     assert not looking.sent
@@ -351,68 +334,25 @@ def test_an_onlooker_asks_once_an_interval() -> None:
     assert looking.onlooker.silent_ns(looking.now_ns) == 0
 
 
-def test_an_onlooker_that_looks_seldom_keeps_its_lease() -> None:
-    looking = Looking(60 * S)
-    looking.welcome()
-    looking.answer()
-    looking.pass_time(10 * S)
-    assert len(looking.sent) == 10
-    assert all(isinstance(message, Ping) for message in looking.sent)
-    assert looking.onlooker.silent_ns(looking.now_ns) == 0, "it does not wait for anything"
-
-
 def test_an_onlooker_asks_a_silent_lockd_again_and_knows_for_how_long_it_was() -> None:
     looking = Looking()
-    looking.welcome()
     looking.answer()
     looking.pass_time(4 * S)
-    assert [type(message) for message in looking.sent] == [Inspect] * 4
+    assert len(looking.sent) == 4
+    assert looking.onlooker.silent_ns(looking.now_ns) == 3 * S
+    assert not looking.answer(back=2), "it has asked anew since"
+    assert not looking.onlooker.take(Stale(2), looking.now_ns)
     assert looking.onlooker.silent_ns(looking.now_ns) == 3 * S
     assert looking.answer()
     assert looking.onlooker.silent_ns(looking.now_ns) == 0
 
 
-@pytest.mark.parametrize("end", [Stale(2), Ended(1, 5, "its lease ran out")])
-def test_an_onlooker_begins_anew_with_a_lockd_that_does_not_know_it(end: object) -> None:
-    looking = Looking()
-    looking.welcome()
-    looking.take(end)
-    looking.welcome(epoch=2)
-    assert looking.answer(epoch=2)
-
-
 def test_an_onlooker_says_nothing_without_a_connection_and_asks_when_it_is_back() -> None:
     looking = Looking()
-    looking.welcome()
     looking.answer()
     looking.onlooker.connected(False, looking.now_ns)
     looking.pass_time(5 * S)
     assert not looking.sent
     assert looking.onlooker.silent_ns(looking.now_ns) == 5 * S
-    assert not looking.onlooker.goodbye()
     looking.sent += looking.onlooker.connected(True, looking.now_ns)
     assert looking.answer()
-
-
-def test_an_onlooker_that_is_refused_tries_again() -> None:
-    looking = Looking()
-    hello = looking.newest()
-    assert isinstance(hello, Hello)
-    looking.take(Refused(1, hello.request, "lockd has lost its state"))
-    assert looking.onlooker.trouble == "lockd refused: lockd has lost its state"
-    looking.pass_time(S)
-    looking.welcome()
-    assert looking.onlooker.trouble == ""
-    assert looking.answer()
-
-
-def test_a_small_frame_keeps_the_members_that_are_not_well() -> None:
-    well = tuple(replace(ANNA, host=f"a{number}") for number in range(30))
-    inspection = an_inspection(members=(*well, BEN, CORA), locks=(a_lock(),) * 9)
-    for height in (12, 24, 60):
-        lines = frame_lines(inspection, None, 80, height)
-        assert len(lines) <= height
-        shown = [SEQUENCE.sub("", line).split(" ")[0] for line in lines]
-        assert [host for host in shown if host in ("ben", "cora", "a0")] == (
-            ["ben"] if height == 12 else ["a0", "ben", "cora"] if height == 60 else ["ben", "cora", "a0"]
-        )

@@ -177,7 +177,7 @@ def test_what_is_wrong_is_said_in_words(values: object, expected: Any, problem: 
 
 def test_another_version_is_refused_in_words() -> None:
     for frame, version in ((b"\x01\x91\x03", "1"), (b"", "none")):
-        with pytest.raises(WireError, match=f"it speaks version {version} of the protocol, this is 2"):
+        with pytest.raises(WireError, match=f"it speaks version {version} of the protocol, this is 3"):
             decode(frame, EVERYTHING)
 
 
