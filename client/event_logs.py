@@ -37,12 +37,26 @@ def parse_head(line: bytes) -> Head:
     return Head(parts[0], text, count, clock, line)
 
 
+def parse_own(line: bytes) -> tuple[str, int]:
+    """Read a line's host and own count alone, which is much less work. Raises ValueError, in words."""
+    parts = line.split(b" ", 3)
+    if len(parts) == 4:
+        _, host, clock, _ = parts
+        key = b'"%b":' % host
+        begin = clock.find(key) + len(key)
+        digits = clock[begin : begin + 20].partition(b"}")[0].partition(b",")[0]
+        if begin > len(key) and digits.isdigit():
+            return host.decode(), int(digits)
+    raise ValueError("it does not read: time host clock verb key=value ...")
+
+
 class EventLog:
     """One log, read from its beginning to wherever it ends, and on from there when it has grown."""
 
     def __init__(self, path: Path, complain: Complain) -> None:
         """Read nothing yet."""
         self.path = path
+        self._name = str(path)
         self._complain = complain
         self._begin = 0
         """Where in the file the block begins."""
@@ -94,13 +108,13 @@ class EventLog:
             self._block = b""
         try:
             # A poll of a log that has not grown costs this call alone.
-            size = os.stat(self.path).st_size
+            size = os.stat(self._name).st_size
             if size < self._begin + len(self._block):
                 # Its client has cut off what it could not carry out: what counts goes on at the new end.
                 self._begin, self._block = size, b""
             if size == self._begin + len(self._block):
                 return False
-            with open(self.path, "rb", buffering=0) as file:
+            with open(self._name, "rb", buffering=0) as file:
                 file.seek(self._begin + len(self._block))
                 more = file.read(BLOCK_BYTES)
         except FileNotFoundError:

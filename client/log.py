@@ -16,6 +16,7 @@ from common.errors import EXIT_CRASHED, CommandError, refused, wrong_use
 from common.names import is_op_id
 
 _POLL_S: Final = 0.05
+_NEW_LOGS_S: Final = 0.25
 PATIENCE_S: Final = 0.5
 """How long a line is waited for that others know of: it is in its log before they can, unless it is lost."""
 _FLUSH_S: Final = 0.1
@@ -173,21 +174,26 @@ class Printer:
 
 def _follow(merge: Merge, logs: EventLogs, printer: Printer, complaints: Complaints) -> None:
     """Print on and on, as lines and logs come."""
-    waited_since: float | None = None
+    waits_since_s: float | None = None
+    looked_s = time.monotonic()
     while True:
         printer.print(merge)
         printer.flush()
-        new = logs.new()
-        for path in new:
-            merge.add(EventLog(path, complaints.complain).head)
-        now = time.monotonic()
+        now_s = time.monotonic()
+        new: list[Path] = []
+        if merge.missing or now_s > looked_s + _NEW_LOGS_S:
+            looked_s = now_s
+            new = logs.new()
+            for path in new:
+                merge.add(EventLog(path, complaints.complain).head)
         if not merge.missing:
-            waited_since = None
-        elif waited_since is None:
-            waited_since = now
-        elif now > waited_since + PATIENCE_S:
-            waited_since = None
-            merge.give_up()
+            waits_since_s = None
+        elif waits_since_s is None and merge.may_come:
+            waits_since_s = now_s
+        elif waits_since_s is None or now_s > waits_since_s + PATIENCE_S:
+            waits_since_s = None
+            if not new:
+                merge.give_up()
             continue
         if not new:
             time.sleep(_POLL_S)

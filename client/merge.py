@@ -98,6 +98,11 @@ class Merge:
             self._pass(log)
         self.missing = {}
 
+    @property
+    def may_come(self) -> bool:
+        """Tell whether a log that is here has told of a host of which something is missing."""
+        return any(host in self._seen for host in self.missing)
+
     def give_up(self) -> None:
         """Wait no longer for what is missing; where no log has its host, for nothing of that host any more."""
         for host, count in self.missing.items():

@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Final
 
-from client.event_logs import EventLog, EventLogs, parse_head
+from client.event_logs import EventLog, EventLogs, parse_head, parse_own
 from client.log import Asked, Complaints, colours, find, find_op, unreadable
 from client.log_filters import OWN_VERBS, is_before, values_of, verb_of
 from client.log_view import as_json, as_text, event_values, printable
@@ -91,17 +91,17 @@ class Index:
         log = EventLog(path, complaints.complain)
         for place, line in log.lines():
             try:
-                head = parse_head(line)
+                its, count = parse_own(line)
             except ValueError as error:
                 complaints.complain(path, log.number, str(error))
                 continue
             # A row rises: what does not, in a damaged log, begins another.
-            if head.host != host or (len(self) > begin and head.count <= self._counts[-1]):
+            if its != host or (len(self) > begin and count <= self._counts[-1]):
                 self._end_row(host, number, begin)
-                host, begin = head.host, len(self)
+                host, begin = its, len(self)
             self._places.append(place)
             self._sizes.append(len(line))
-            self._counts.append(head.count)
+            self._counts.append(count)
             self._logs.append(number)
         self._end_row(host, number, begin)
 
@@ -172,19 +172,18 @@ def _direct_causes(index: Index, event: int) -> tuple[list[int], list[Lost]]:
     previous = index.before(event)
     before = index.read(previous) if previous != _NONE else None
     known = before.clock if before is not None else {}
-    newly = {host: count for host, count in head.clock.items() if count > known.get(host, 0)}
-    newly[head.host] -= 1
-    if newly[head.host] == known.get(head.host, 0):
-        del newly[head.host]
+    newly = dict(head.clock.items() - known.items())
+    own = newly.pop(head.host, 0) - 1
+    if own > known.get(head.host, 0):
+        newly[head.host] = own
     causes: dict[int, Head] = {}
     if before is not None and is_before(before, head):
         causes[previous] = before
     lost: list[Lost] = []
+    author = _author(head)
     while newly:
         # The op that a push brings has most of what else comes with it: few others have to be read.
-        host = _author(head)
-        if host not in newly:
-            host = next(iter(newly))
+        host = author if author in newly else min(newly)
         count = newly.pop(host)
         found = index.find(host, count)
         if found == _NONE:
@@ -199,7 +198,8 @@ def _direct_causes(index: Index, event: int) -> tuple[list[int], list[Lost]]:
 
 
 def _author(head: Head) -> str:
-    return values_of(head).get("id", "").partition(":")[0]
+    """Return the host in the op's id; whatever it is otherwise does no harm."""
+    return head.line.partition(b" id=")[2].partition(b":")[0].decode(errors="replace")
 
 
 def _links(index: Index, first: int, last: int, led_to: Sequence[int]) -> list[Link]:

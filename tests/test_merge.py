@@ -113,6 +113,7 @@ def test_a_live_merge_waits_for_what_is_missing_until_it_is_given_up() -> None:
     merge.add(lambda: b.pop(0) if b else None)
     assert list(merge.events()) == [first]
     assert merge.missing == {"a": 2}
+    assert merge.may_come
     a.append(second)
     assert list(merge.events()) == [second, later]
     assert not merge.missing
@@ -129,6 +130,7 @@ def test_a_host_without_a_log_is_waited_for_once() -> None:
     merge.add(source(b))
     assert list(merge.events()) == []
     assert merge.missing == {"x": 1}
+    assert not merge.may_come
     merge.give_up()
     assert list(merge.events()) == b
 
