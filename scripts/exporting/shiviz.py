@@ -13,7 +13,7 @@ digits before it subtracts. So these count from a day before the first line, as 
 
 Events that clocks count and no log has become `lost` ones. Lines come in causal order; so when one counts what has not
 come, it is lost, and its place is here. A lost event gets the clock of its host's event before, one further: that is
-the least it knew, and draws no line that nobody saw.
+the least it knew, and draws no line that nobody saw. It gets the time at which it was first known of.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -68,7 +68,7 @@ class Mended:
             if not self._events:
                 self._first_us = time_us
             for host, count in head.clock.items():
-                yield from self._put_back(host, count - (host == head.host))
+                yield from self._put_back(host, count - (host == head.host), time_us)
             if head.count <= self._counts.get(head.host, 0):
                 self._leave_out(head.host, "of events that stand in the file already")
                 continue
@@ -89,16 +89,19 @@ class Mended:
         for host, name in self._names.items():
             yield f"{host}: called {name} in the file, as ShiViz cannot take this name"
 
-    def _put_back(self, host: str, count: int) -> Iterator[str]:
+    def _put_back(self, host: str, count: int, time_us: int) -> Iterator[str]:
+        """Put a host's events in, up to one that was known of at `time_us`."""
         done = self._counts.get(host, 0)
         if count <= done:
             return
         if count - done > LOST_MAX:
             raise TooManyLost(f"a clock counts {count} events of {host}, of which the logs have {done}: it is damaged")
-        self._lost.setdefault(host, []).append((done + 1, count))
+        ranges = self._lost.setdefault(host, [])
+        first = ranges.pop()[0] if ranges and ranges[-1][1] == done else done + 1
+        ranges.append((first, count))
+        time_us = max(time_us, self._times_us.get(host, time_us))
         for lost in range(done + 1, count + 1):
-            clock = {**self._clocks.get(host, {}), host: lost}
-            yield self._line(self._times_us.get(host, self._first_us), host, clock, "lost")
+            yield self._line(time_us, host, {**self._clocks.get(host, {}), host: lost}, "lost")
 
     def _leave_out(self, host: str, why: str) -> None:
         self._left_out[host, why] = self._left_out.get((host, why), 0) + 1
