@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 
 import client.cli
-from client.event_logs import LINE_BYTES_MAX, EventLogs, parse_head
+from client.event_logs import LINE_BYTES_MAX, EventLog, EventLogs, parse_head
 from client.log import Complaints
 from client.log_view import printable
 from client.merge import Head
@@ -381,10 +381,19 @@ def test_follow_takes_up_a_line_that_was_torn_and_gives_up_one_that_is_lost(grou
         follower.says("id=a:2")
         log.write(event("a", {"a": 3, "x": 7}, 3).line + b"\n")
         follower.says("id=a:3")
-        os.truncate(log.fileno(), os.fstat(log.fileno()).st_size - 20)
-        until(lambda: follower.running, "it goes on")
     done = follower.stop(signal.SIGINT)
     assert (done.code, done.err) == (0, "")
+
+
+def test_a_log_that_was_cut_goes_on_at_its_new_end(tmp_path: Path) -> None:
+    first, second, other = event("a", {"a": 1}, 1), event("a", {"a": 2}, 2), event("a", {"a": 2}, 3)
+    write_log(tmp_path, [first, second])
+    log = EventLog(tmp_path / "events.log", lambda *wrong: pytest.fail(str(wrong)))
+    assert [log.head(), log.head(), log.head()] == [first, second, None]
+    write_log(tmp_path, [first])  # its client could not carry out the second, and took it back
+    assert log.head() is None
+    write_log(tmp_path, [first, other])
+    assert [log.head(), log.head()] == [other, None]
 
 
 def peak_kib(*arguments: object) -> int:
