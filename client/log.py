@@ -10,10 +10,11 @@ from typing import Final
 
 from client.event_logs import EventLog, EventLogs, parse_head
 from client.log_filters import OWN_VERBS, Filter, Relation, Wanted, filters_of, related, values_of, verb_of
-from client.log_view import Colours, as_json, as_text, event_values, printable
+from client.log_view import Colours, as_json, as_text, event_values
 from client.merge import Head, Merge
 from common.errors import EXIT_CRASHED, CommandError, refused, wrong_use
 from common.names import is_op_id
+from common.printing import printable
 
 _POLL_S: Final = 0.05
 _NEW_LOGS_S: Final = 0.25

@@ -10,6 +10,7 @@ from typing import Final
 
 from client.log_filters import values_of, verb_of
 from client.merge import Head
+from common.printing import printable
 
 _COLOURS: Final = (36, 33, 35, 32, 34, 31, 96, 93, 95, 92, 94, 91)
 """SGR codes of the terminal's own colours, those far from each other first; the 13th client begins anew."""
@@ -17,13 +18,6 @@ _DIM: Final = "\x1b[2m"
 _PLAIN: Final = "\x1b[0m"
 _NUMBER: Final = re.compile(r"[+-]?[0-9]{1,18}")
 _NUMBERS: Final = ("seq", "bytes", "of")
-
-
-def printable(text: str) -> str:
-    """Return a text with whatever is not printable escaped as in JSON."""
-    if text.isprintable():
-        return text
-    return "".join([char if char.isprintable() else json.dumps(char)[1:-1] for char in text])
 
 
 class Colours:

@@ -19,9 +19,10 @@ from typing import Final
 from client.event_logs import EventLog, EventLogs, parse_head, parse_own
 from client.log import Asked, Complaints, colours, find, find_op, unreadable
 from client.log_filters import OWN_VERBS, is_before, values_of, verb_of
-from client.log_view import as_json, as_text, event_values, printable
+from client.log_view import as_json, as_text, event_values
 from client.merge import Head
 from common.errors import EXIT_CRASHED, CommandError, wrong_use
+from common.printing import printable
 
 _NONE: Final = -1
 _CACHED: Final = 4096

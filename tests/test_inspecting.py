@@ -45,7 +45,7 @@ from common.tokens import make_token
 S: Final = 1_000_000_000
 SEQUENCE: Final = re.compile(r"\x1b\[[0-9;]*m")
 HOSTILE: Final = "\x1b[2J\x9b31m\u202e[red]x[/red][link=http://x]<script>alert(1)</script>"
-SHOWN: Final = "\\x1b[2J\\x9b31m\\u202e[red]x[/red][link=http://x]<script>alert(1)</script>"
+SHOWN: Final = "\\u001b[2J\\u009b31m\\u202e[red]x[/red][link=http://x]<script>alert(1)</script>"
 
 ANNA = MemberState("anna", "anna", "a" * 16, 1, 3, True, 200, 2800, 1, 0, 0, (), 0)
 BEN = MemberState("ben", "ben", "b" * 16, 0, 1, False, None, 0, 1, 0, 0, ("notes.txt", HOSTILE), 3)
@@ -175,7 +175,7 @@ def test_why_of_what_is_free_lost_or_unknown() -> None:
         "nobody holds it, and nobody waits for it",
     ]
     (unknown,) = why_lines(an_inspection(locks=()), "x\x1b")
-    assert unknown.startswith("x\\x1b is free: it is no file of this group")
+    assert unknown.startswith("x\\u001b is free: it is no file of this group")
 
 
 def test_two_shared_holders_are_both_named() -> None:

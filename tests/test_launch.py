@@ -214,7 +214,13 @@ def test_it_shows_what_a_read_saw_and_no_control_characters(small: Run) -> None:
 
 
 def test_the_run_directory_holds_what_belongs_there(small: Run) -> None:
-    assert {path.name for path in small.directory.iterdir()} == {"run.json", "lockd", "client-0", "client-1"}
+    assert {path.name for path in small.directory.iterdir()} == {
+        "run.json",
+        "timeline.html",
+        "lockd",
+        "client-0",
+        "client-1",
+    }
 
 
 def test_the_places_that_it_names_are_there(small: Run) -> None:

@@ -81,7 +81,7 @@ def test_members_are_replicas_and_whoever_has_or_wants_a_lock(desk: Desk) -> Non
         ("a", replica_id("a"), a.session),
         ("locker", "", locker.session),
     ]
-    assert (seen.replicas, seen.others) == (1, 3), "idle, locker, and the operator itself"
+    assert (seen.replicas, seen.others) == (1, 2), "idle and locker"
     assert idle.session not in {each.session for each in seen.members}
 
 

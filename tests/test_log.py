@@ -19,11 +19,11 @@ from hypothesis import given
 import client.cli
 from client.event_logs import LINE_BYTES_MAX, EventLog, EventLogs, parse_head
 from client.log import Complaints
-from client.log_view import printable
 from client.merge import Head
 from client.why import Index, shortest_chain
 from common.clock import concurrent
 from common.eventlog import parse_event
+from common.printing import printable
 from scripts.benchmark.event_logs import write_event_logs
 from tests.group import WITHIN_S, Done, Group, until
 from tests.histories import BEGIN_US, History, before, event, histories, in_causal_order, write_log

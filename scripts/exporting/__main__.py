@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from client.event_logs import EventLog
-from client.log_view import printable
 from client.merge import Merge
+from common.printing import printable
 from scripts.exporting.shiviz import Mended, TooManyLost
 from scripts.exporting.trace import trace
 from scripts.verdict.load import NoRun, find, open_run

@@ -19,11 +19,11 @@ the least it knew, and draws no line that nobody saw. It gets the time at which 
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Final
 
-from client.log_view import printable
 from client.merge import Head
 from common.clock import Clock, format_clock
 from common.eventlog import format_time, parse_time
 from common.names import is_host
+from common.printing import printable
 
 HEADER: Final = r"(?<timestamp>\d+) (?<time>\S+) (?<host>\S+) (?<clock>\{[^}]*\}) (?<event>.*)" + "\n\n"
 LOST_MAX: Final = 1_000_000

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 from xml.sax.saxutils import escape
 
+from common.printing import printable
 from common.tokens import format_token
 from scripts.picture.model import Arrow, Hold, Mark, Picture, Span
 
@@ -173,4 +174,4 @@ def _shape(verb: str, x: float, y: float, colour: str) -> str:
 
 def _escape(text: str) -> str:
     """Return a text as XML shows it; what cannot be seen, and what XML cannot hold, is written out."""
-    return escape("".join([c if c.isprintable() else f"\\u{{{ord(c):x}}}" for c in text]))
+    return escape(printable(text))
