@@ -8,6 +8,7 @@ const overviewContext = overview.getContext("2d");
 const FONT = "12px system-ui, sans-serif";
 const MARKS_MAX = 2500; // with more in view they become bars, one for two pixels
 const ARROWS_MAX = 1500;
+const ARROWS_BOLD_MAX = 200;
 const LABELS_MAX = 400;
 
 const state = { cone: null, hovered: -1, hits: [], hit: -1 };
@@ -61,9 +62,8 @@ function drawDiagram() {
   else drawMarks(seen);
   drawNotes(seen);
   context.restore();
-  drawRuler();
+  drawRuler(seen);
   drawNames();
-  canvas.dataset.marks = String(seen.total);
 }
 
 /** The marks in view, lane by lane as ranges of its own marks, and how many they are. */
@@ -217,11 +217,11 @@ function drawHolds({ isDense }) {
   }
 }
 
-function drawArrows({ isDense }) {
+function drawArrows(seen) {
   const axis = view.axis;
-  const all = isDense ? [] : touching(axis.arrows, view.left, view.right);
-  const hidden = isDense || all.length > ARROWS_MAX;
-  canvas.dataset.arrows = hidden ? "hidden" : "shown";
+  const all = seen.isDense ? [] : touching(axis.arrows, view.left, view.right);
+  const hidden = seen.isDense || all.length > ARROWS_MAX;
+  seen.hidesArrows = hidden;
   const groups = new Map();
   for (const item of hidden ? fencedArrows : all) {
     const arrow = run.arrows[item];
@@ -234,7 +234,7 @@ function drawArrows({ isDense }) {
     const litColour = lit === "past" ? colours.past : colours.future;
     context.strokeStyle = { sync: lit ? litColour : colours.sync, "hand-off": colours.hand, fenced: colours.bad, late: colours.sync }[kind];
     context.fillStyle = context.strokeStyle;
-    context.lineWidth = lit || kind === "fenced" ? 1.5 : 1;
+    context.lineWidth = (lit && group.length < ARROWS_BOLD_MAX) || kind === "fenced" ? 1.5 : 1;
     context.globalAlpha = state.cone && !lit && kind !== "fenced" ? 0.35 : 1;
     context.setLineDash(kind === "hand-off" ? [4, 4] : []);
     context.beginPath();
@@ -459,7 +459,7 @@ function drawNotes(seen) {
 
 // The frame
 
-function drawRuler() {
+function drawRuler(seen) {
   context.fillStyle = colours.paper;
   context.fillRect(0, 0, view.width, TOP);
   context.strokeStyle = colours.line;
@@ -475,6 +475,15 @@ function drawRuler() {
     if (x < view.gutter + 20) continue;
     context.fillText(unitText(value, step), x, 16);
     context.fillRect(x, TOP - 5, 1, 4);
+  }
+  if (seen.hidesArrows) {
+    const hint = "zoom in to see the messages";
+    const width = context.measureText(hint).width + 16;
+    context.fillStyle = colours.paper;
+    context.fillRect(view.width - width, 0, width, TOP - 1);
+    context.fillStyle = colours.faint;
+    context.textAlign = "right";
+    context.fillText(hint, view.width - 8, 16);
   }
   context.textAlign = "left";
 }
@@ -545,11 +554,13 @@ function paintOverview(width, height) {
   const lane = height / run.lanes.length;
   const fills = verbColours();
   marksOfLane.forEach((own, number) => {
-    let last = -1;
+    const last = [-1, -1];
     for (const mark of own) {
+      const isOp = marks.verb[mark] < APPLY ? 1 : 0;
       const pixel = Math.round(at(x[mark]));
-      if (pixel === last) continue;
-      last = pixel;
+      // Where there is an op, it is what is seen of a pixel.
+      if (pixel === last[isOp] || (!isOp && pixel === last[1])) continue;
+      last[isOp] = pixel;
       paint.fillStyle = fills[marks.verb[mark]];
       paint.fillRect(pixel, number * lane, 1, Math.max(1, lane - 1));
     }
