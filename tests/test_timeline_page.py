@@ -16,9 +16,9 @@ from scripts.benchmark.chromium import Browser, find_chromium
 from scripts.picture.write import write_page
 from tests.evidence import NOTES, Group, good_group, write_run
 
-pytestmark = pytest.mark.skipif(
-    find_chromium() is None, reason="there is no Chromium here, so the page of scripts/timeline was not opened"
-)
+if find_chromium() is None:
+    pytest.skip("there is no Chromium here, so the page of scripts/timeline was not opened", allow_module_level=True)
+
 DEADLINE_S = 10.0
 
 

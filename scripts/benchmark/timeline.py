@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Final
 
-from scripts.benchmark.chromium import Browser, BrowserError
+from scripts.benchmark.chromium import Browser, BrowserError, find_chromium
 from scripts.benchmark.figures import Row, median
 from scripts.benchmark.group import Group
 from scripts.benchmark.processes import NotMeasured, stage
@@ -33,6 +33,8 @@ _COUNT_FRAMES: Final = """
 
 def measure_timeline(effort: Effort) -> list[Row]:
     """Return how long the page takes to open, and its frames per second while it is moved with the mouse."""
+    if find_chromium() is None:
+        raise NotMeasured("there is no Chromium here")
     with stage() as place:
         group = Group(place)
         ops = round(effort.events / _EVENTS_PER_OP / _CLIENTS)
