@@ -130,8 +130,7 @@ def test_a_hold_without_an_end_lasts_until_the_end_and_one_that_expired_says_so(
 def test_a_late_push_is_a_red_arrow_to_whoever_refused_it(tmp_path: Path) -> None:
     group = good_group()
     late = group.begin(0, "write", text="late")
-    group.replicas[0].records[NOTES].pop()  # it has undone it
-    group.replicas[0].hashes[NOTES].pop()
+    takes_back(group, 0)
     directory = write_run(group, tmp_path)
     when = format_time(group.time_us + 50)
     token = format_token(late.token)
@@ -149,6 +148,60 @@ def test_a_late_push_is_a_red_arrow_to_whoever_refused_it(tmp_path: Path) -> Non
     assert picture.marks[fenced[0].source_mark].event.values["text"] == "late"
     kinds = [note.kind for note in picture.notes]
     assert kinds.count("fenced") == 2
+
+
+def takes_back(group: Group, index: int) -> None:
+    """Have a client undo the newest op on NOTES, which nobody else has."""
+    group.replicas[index].records[NOTES].pop()
+    group.replicas[index].hashes[NOTES].pop()
+
+
+def test_no_arrow_leads_back_in_logical_time(tmp_path: Path) -> None:
+    """Who refuses a late write may know of little: its events stand far to the left of that write."""
+    group = good_group()
+    doings = [group.begin(0, "write", f"other-{number}.txt", text="alone") for number in range(9)]
+    assert len(doings) == 9
+    late = group.begin(0, "write", text="late")
+    takes_back(group, 0)
+    directory = write_run(group, tmp_path)
+    text = f"refused a push of client-0 to {NOTES}: its token {format_token(late.token)} is fenced by 9.9"
+    client_says(directory, "client-2", f"{format_time(group.time_us)} {text}")
+    arrows = picture_of(directory).arrows
+    assert [arrow.kind for arrow in arrows if arrow.kind not in ("sync", "hand-off")] == ["fenced"]
+    assert all(arrow.begin.depth <= arrow.end.depth for arrow in arrows)
+
+
+def test_in_lockds_lane_no_hold_lies_over_another_but_readers(tmp_path: Path) -> None:
+    """Also not where what was done under an expired lock is concurrent with what came after it."""
+    group = good_group()
+    group.begin(0, "write", text="its lease runs out")
+    line = group.locks[-1].line
+    expiry = type(line)(line.time_us + 1, "expiry", line.lock, line.mode, line.token, line.client)
+    group.locks.append(replace(group.locks[-1], number=len(group.locks) + 1, line=expiry))
+    group.held[NOTES].clear()
+    takes_back(group, 0)
+    group.time_us += 10
+    group.do(1, "write", text="the next")
+    group.do(2, "read")
+    holds = [hold for hold in picture_of(write_run(group, tmp_path)).holds if hold.lock == NOTES]
+    for number, hold in enumerate(holds):
+        for after in holds[number + 1 :]:
+            if "exclusive" in (hold.mode, after.mode):
+                assert hold.served[1] <= after.served[0]
+
+
+def test_events_that_clocks_count_and_no_log_has_are_told(tmp_path: Path) -> None:
+    group = good_group()
+    directory = write_run(group, tmp_path)
+    assert picture_of(directory).missing == {}
+    (directory / "client-1" / "events.log").write_text("")
+    others = [line.event.clock for replica in group.replicas if replica.name != "client-1" for line in replica.lines]
+    count = max(clock.get("client-1", 0) for clock in others)
+    assert picture_of(directory).missing == {"client-1": count}
+    done = timeline(directory)
+    assert done.returncode == 0
+    told = f"events of client-1 that no log here has, and that are not drawn: {count}"
+    assert done.stderr == f"scripts/timeline: {told}\n"
 
 
 def test_a_push_that_is_refused_but_whose_op_came_by_other_ways_is_only_late(tmp_path: Path) -> None:
@@ -351,8 +404,7 @@ def test_a_picture_of_too_many_events_is_refused(tmp_path: Path, monkeypatch: py
     directory = write_run(good_group(), tmp_path)
     monkeypatch.setattr(write, "MARKS_MAX", 10)
     with pytest.raises(CommandError, match="leave --svg out"):
-        write.write_svg([directory])
-    assert not (directory / "timeline.svg").exists()
+        write.svg_of(write.read_picture([directory]))
 
 
 def test_a_run_without_events_is_drawn_as_well(tmp_path: Path) -> None:

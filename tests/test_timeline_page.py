@@ -157,6 +157,9 @@ def test_the_axis_switches_by_button_and_key(page: Browser) -> None:
     assert page.run(in_order)
     page.type("t")
     assert page.run(pressed) == [["network", "true"], ["logical", "false"]]
+    there = page.run("[timeline.view.left, timeline.view.scale]")
+    page.type("tt")
+    assert page.run("[timeline.view.left, timeline.view.scale]") == there
 
 
 @pytest.mark.parametrize("what", ["id", "token", "text"])
@@ -172,8 +175,9 @@ def test_a_search_finds_by_id_token_and_text(page: Browser, run: Path, what: str
     page.type("/" + sought)
     until(page, f"document.getElementById('hits').textContent === '1 of {len(expected)}'")
     assert page.run("!document.getElementById('panel').hidden")
-    page.type("\n")
+    page.type("\nn")
     until(page, f"document.getElementById('hits').textContent === '{min(2, len(expected))} of {len(expected)}'")
+    assert page.run("document.getElementById('query').value") == sought
 
 
 def test_a_search_for_nothing_that_is_there_says_so(page: Browser) -> None:

@@ -7,8 +7,9 @@ from typing import Final
 
 from common.errors import EXIT_OK, EXIT_WRONG_USE, CommandError, end_with
 from scripts.launcher import Parser, near
+from scripts.picture.page import as_page
 from scripts.picture.svg import MARKS_MAX
-from scripts.picture.write import write_page, write_svg
+from scripts.picture.write import read_picture, svg_of, write
 from scripts.verdict.load import NoRun
 
 _PROGRAM: Final = "scripts/timeline"
@@ -18,8 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0 ok, 2 no run there, 3 it cannot be written or drawn."""
     try:
         options = _parser().parse_args(arguments)
-        write = write_svg if options.svg else write_page
-        print(near(write(options.directories, options.output)))
+        picture = read_picture(options.directories)
+        path = options.output or options.directories[0] / ("timeline.svg" if options.svg else "timeline.html")
+        write(path, svg_of(picture) if options.svg else as_page(picture))
+        for host, count in picture.missing.items():
+            print(
+                f"{_PROGRAM}: events of {host} that no log here has, and that are not drawn: {count}", file=sys.stderr
+            )
+        print(near(path))
     except NoRun as problem:
         print(f"{_PROGRAM}: {problem}", file=sys.stderr)
         return EXIT_WRONG_USE

@@ -60,6 +60,7 @@ function drawDiagram() {
   drawArrows(seen);
   if (seen.isDense) drawBars(seen);
   else drawMarks(seen);
+  drawLabels(seen);
   drawNotes(seen);
   context.restore();
   drawRuler(seen);
@@ -81,7 +82,7 @@ function inView() {
     if (to > from) lanes.push({ lane, own, from, to, y });
   });
   const room = (lanes.length * (view.width - view.gutter)) / total;
-  return { lanes, total, isDense: total > MARKS_MAX, isRoomy: room > 14 };
+  return { lanes, total, isDense: total > MARKS_MAX, isRoomy: room > 14, labels: [] };
 }
 
 // From the back to the front
@@ -95,10 +96,33 @@ function drawLanes() {
     context.lineTo(view.width, y);
   });
   context.stroke();
+  if (state.cone) drawLitLanes();
+}
+
+/** The way along the lanes: up to the last event before the chosen one, and from the first one after it. */
+function drawLitLanes() {
+  const { x } = view.axis;
+  context.lineWidth = 2;
+  marksOfLane.forEach((own, lane) => {
+    const y = Math.round(view.yOf(lane)) + 0.5;
+    const related = (wanted) => (mark) => [wanted, "itself"].includes(relation(state.cone, mark));
+    const line = (from, to, colour) => {
+      if (from === undefined || to === undefined) return;
+      context.strokeStyle = colour;
+      context.beginPath();
+      context.moveTo(Math.max(view.gutter, view.xOf(x[from])), y);
+      context.lineTo(Math.min(view.width, view.xOf(x[to])), y);
+      context.stroke();
+    };
+    line(own.find(related("past")), own.findLast(related("past")), colours.past);
+    line(own.find(related("future")), own.findLast(related("future")), colours.future);
+  });
+  context.lineWidth = 1;
 }
 
 function drawSpans() {
   const axis = view.axis;
+  const faults = [];
   const half = view.lane / 2;
   for (const item of touching(axis.spans, view.left, view.right)) {
     const span = run.spans[item];
@@ -110,13 +134,25 @@ function drawSpans() {
       context.setLineDash([3, 3]);
       context.strokeRect(x, y - half + 2, width, view.lane - 4);
       context.setLineDash([]);
-      if (view.lane > 40) label(span.text, x + 4, y - half + 15, width - 6, colours.fault);
+      const gap = gapBehind(item) * view.scale;
+      const room = Math.min(260, width + gap - 10);
+      if (view.lane > 40) faults.push([span.text, x + 4, y - half + 14, Math.max(width - 6, room)]);
       continue;
     }
     context.fillStyle = colours.paper;
     context.fillRect(x, y - 1, width, 3);
     hatch(x, y - Math.min(half - 1, 9), width, Math.min(view.lane - 2, 18), span.kind === "down" ? 6 : 14);
   }
+  for (const [text, x, y, room] of faults) label(text, x, y, room, colours.fault);
+}
+
+/** How far it is from a fault's end to the next one's begin in its lane. */
+function gapBehind(item) {
+  const { spans } = view.axis;
+  const begins = run.spans.flatMap((span, i) =>
+    span.kind === "fault" && span.lane === run.spans[item].lane && spans.from[i] > spans.from[item] ? [spans.from[i]] : [],
+  );
+  return Math.min(Infinity, ...begins) - spans.to[item];
 }
 
 /** Slanted lines over a rectangle: the closer they stand, the less is there. */
@@ -146,25 +182,37 @@ function label(text, x, y, room, colour) {
   context.fillText(shown, x, y);
 }
 
+function rowHeight() {
+  return Math.max(1, Math.min(20, (view.lane * 0.7) / Math.max(1, lockNumbers.size)));
+}
+
+function rowTop() {
+  return view.yOf(LOCKD) - (lockNumbers.size * rowHeight()) / 2;
+}
+
+/** The row of a lock in lockd's lane. */
+function rowAt(y) {
+  return Math.floor((y - rowTop()) / rowHeight());
+}
+
 /** In lockd's lane: who has which lock, a row for each lock. */
 function drawGrants() {
   const axis = view.axis;
-  const rows = Math.max(1, lockNumbers.size);
-  const height = Math.max(1, Math.min(20, (view.lane * 0.7) / rows));
+  const height = rowHeight();
   const last = new Map();
   const narrow = height * 0.85;
   context.font = "10px system-ui, sans-serif";
   let labels = 0;
-  for (const item of touching(axis.holds, view.left, view.right)) {
+  for (const item of touching(axis.served, view.left, view.right)) {
     const hold = run.holds[item];
     const row = lockNumbers.get(hold.lock);
-    const x = Math.max(view.gutter - 2, view.xOf(axis.holds.from[item]));
-    const width = Math.max(1, Math.min(view.width + 2, view.xOf(axis.holds.to[item])) - x);
+    const x = Math.max(view.gutter - 2, view.xOf(axis.served.from[item]));
+    const width = Math.max(1, Math.min(view.width + 2, view.xOf(axis.served.to[item])) - x);
     if (width < 3) {
       if (last.get(row) === x >> 1) continue;
       last.set(row, x >> 1);
     }
-    const y = view.yOf(LOCKD) - (rows * height) / 2 + row * height;
+    const y = rowTop() + row * height;
     context.fillStyle = colours.locks[row % colours.locks.length];
     context.globalAlpha = hold.mode === "shared" ? 0.3 : 0.7;
     context.fillRect(x, y, Math.max(1, width - 0.5), narrow);
@@ -176,11 +224,10 @@ function drawGrants() {
   context.font = FONT;
 }
 
-function drawHolds({ isDense }) {
+function drawHolds({ isDense, labels }) {
   const axis = view.axis;
   const thickness = Math.max(2, Math.min(13, view.lane * 0.24));
   const lastPixel = new Map();
-  let labels = 0;
   for (const item of touching(axis.holds, view.left, view.right)) {
     const hold = run.holds[item];
     const y = view.yOf(hold.lane) + Math.min(view.lane * 0.2, 9);
@@ -209,12 +256,26 @@ function drawHolds({ isDense }) {
       context.fillStyle = colours.bad;
       context.fillRect(x + width - 2, y - 2, 2.5, thickness + 4);
     }
-    if (thickness >= 10 && width > 22 && labels++ < LABELS_MAX) {
-      context.font = "10px system-ui, sans-serif";
-      label(hold.token, x + 3, y + thickness - 3, width - 4, colours.ink);
-      context.font = FONT;
+    if (thickness >= 10 && width > 22 && labels.length < LABELS_MAX) {
+      labels.push([hold.token, x + 3, y + thickness - 3, width - 4, colour]);
     }
   }
+}
+
+/** The tokens of the holds: over the arrows, on a ground of their own. */
+function drawLabels({ labels }) {
+  context.font = "10px system-ui, sans-serif";
+  for (const [text, x, y, room, colour] of labels) {
+    const width = Math.min(room, context.measureText(text).width);
+    context.fillStyle = colours.paper;
+    context.fillRect(x - 1, y - 8, width + 2, 10);
+    context.fillStyle = colour;
+    context.globalAlpha = 0.45;
+    context.fillRect(x - 1, y - 8, width + 2, 10);
+    context.globalAlpha = 1;
+    label(text, x, y, room, colours.ink);
+  }
+  context.font = FONT;
 }
 
 function drawArrows(seen) {
@@ -225,14 +286,15 @@ function drawArrows(seen) {
   const groups = new Map();
   for (const item of hidden ? fencedArrows : all) {
     const arrow = run.arrows[item];
-    const key = `${arrow.kind}${arrow.kind === "sync" ? litBy(arrow) : ""}`;
+    const key = `${arrow.kind}${litBy(arrow)}`;
     if (!groups.has(key)) groups.set(key, []);
     groups.get(key).push(item);
   }
   for (const [key, group] of [...groups].sort()) {
     const [kind, lit] = key.split(" ");
     const litColour = lit === "past" ? colours.past : colours.future;
-    context.strokeStyle = { sync: lit ? litColour : colours.sync, "hand-off": colours.hand, fenced: colours.bad, late: colours.sync }[kind];
+    const plain = { sync: colours.sync, "hand-off": colours.hand, fenced: colours.bad, late: colours.sync };
+    context.strokeStyle = lit ? litColour : plain[kind];
     context.fillStyle = context.strokeStyle;
     context.lineWidth = (lit && group.length < ARROWS_BOLD_MAX) || kind === "fenced" ? 1.5 : 1;
     context.globalAlpha = state.cone && !lit && kind !== "fenced" ? 0.35 : 1;
@@ -274,7 +336,7 @@ function arrowPath(heads, axis, item) {
 
 /** Whether a message belongs to what led to the chosen mark, or to what it led to. */
 function litBy(arrow) {
-  if (!state.cone) return "";
+  if (!state.cone || arrow.from < 0 || arrow.to < 0) return "";
   const [from, to] = [relation(state.cone, arrow.from), relation(state.cone, arrow.to)];
   if (to === "past" || to === "itself") return " past";
   return from === "future" || from === "itself" ? " future" : "";
@@ -353,7 +415,8 @@ function drawBars(seen) {
   drawRings(4);
 }
 
-function drawRings(radius) {
+function drawRings(size) {
+  const radius = Math.min(size, view.lane / 2);
   ringed(state.hits.length < 5000 ? state.hits : [], colours.fault, radius + 5);
   if (state.cone) ringed([state.cone.mark], colours.ink, radius + 4);
   if (state.hovered >= 0) ringed([state.hovered], colours.ink, radius + 3);
@@ -515,7 +578,8 @@ function drawNames() {
   context.fillStyle = colours.paper;
   context.fillRect(0, 0, view.gutter, TOP);
   context.fillStyle = colours.faint;
-  context.fillText(view.axisName === "logical" ? "steps" : "time", 8, 16);
+  // What the seconds count from.
+  context.fillText(view.axisName === "logical" ? "steps" : `${timeText(0).slice(11, 19)} +`, 8, 16);
   context.fillStyle = colours.line;
   context.fillRect(view.gutter - 1, 0, 1, view.height);
 }

@@ -9,7 +9,7 @@ Every arrow and cut follows from the clocks alone: nothing is guessed from the o
 """
 
 from bisect import bisect_left, bisect_right
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Final, Literal
@@ -60,7 +60,9 @@ class Mark:
 class Hold:
     """A lock held by a lane under a token, from `begin` to `end`; it was asked for at `asked`.
 
-    `over` says how it ended; "open" if no line tells.
+    `over` says how it ended; "open" if no line tells. `served` are begin and end in the logical time of lockd's lane,
+    where holds of one lock never lie over each other but readers. `first` and `last` are the numbers of the marks of
+    the ops done under it, -1 if there is none.
     """
 
     lane: int
@@ -72,6 +74,9 @@ class Hold:
     end: Place
     over: Literal["release", "expiry", "open"]
     waited_us: int
+    served: tuple[float, float] = (0.0, 0.0)
+    first: int = -1
+    last: int = -1
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +124,7 @@ class Picture:
     """All that is drawn. `origin_us` is the first moment, microseconds since 1970; lane 0 is lockd's.
 
     `marks` stand in an order that respects happens-before. `histories` has each file's ops as the newest journal
-    tells them.
+    tells them. `missing` counts, per host, the events that clocks count and no log here has.
     """
 
     title: str
@@ -132,6 +137,7 @@ class Picture:
     notes: Sequence[Note]
     spans: Sequence[Span]
     histories: Mapping[str, Journal]
+    missing: Mapping[str, int]
 
 
 def draw(title: str, evidence: Evidence, told: RunNotes) -> Picture:
@@ -197,6 +203,7 @@ class _Drawing:
             notes,
             self._draw_spans(),
             histories,
+            _missing(marks),
         )
 
     def _place(self, lane: int, time_us: int) -> Place:
@@ -275,29 +282,49 @@ class _Drawing:
         return Hold(lane, grant.lock, grant.mode, grant.token, asked, begin, end, over, waited_us)
 
     def _in_logical_order(self, holds: Sequence[Hold], marks: Sequence[Mark]) -> list[Hold]:
-        """Put each hold around the ops that were done under it, and its end before the lock's next begin."""
-        ops: dict[tuple[int, int], list[float]] = defaultdict(list)
-        for mark in marks:
+        """Put each hold around the ops that were done under it, and its end before the begin of those after it.
+
+        What was done under a lock that had expired is concurrent with what came after. It keeps its place in its own
+        lane; in lockd's it ends where the next hold begins.
+        """
+        ops: dict[tuple[int, int], list[int]] = defaultdict(list)
+        for number, mark in enumerate(marks):
             if mark.event.verb not in ("apply", "undo"):
-                ops[mark.lane, parse_token(mark.event.values["token"])].append(mark.at.depth)
+                ops[mark.lane, parse_token(mark.event.values["token"])].append(number)
         next_any: dict[str, float] = {}
         next_writer: dict[str, float] = {}
         placed: list[Hold] = []
         for hold in reversed(holds):
-            begin, end = hold.begin, hold.end
-            if depths := ops.get((hold.lane, hold.token)):
-                begin = replace(begin, depth=min(depths) - _AROUND)
-                # The others take it in a step later, before the lock goes on.
-                end = replace(end, depth=max(depths) + (1 + _AROUND if hold.mode == "exclusive" else _AROUND))
+            own = ops.get((hold.lane, hold.token), [])
+            depths = [marks[number].at.depth for number in own]
             # Beside a reader others read, in any logical order: only a writer comes before all that come later.
             is_writer = hold.mode == "exclusive"
-            limit = (next_any if is_writer else next_writer).get(hold.lock, end.depth)
-            end = replace(end, depth=max(begin.depth, min(end.depth, limit)))
-            asked = replace(hold.asked, depth=min(hold.asked.depth, begin.depth))
-            next_any[hold.lock] = begin.depth if is_writer else min(begin.depth, next_any.get(hold.lock, begin.depth))
+            begin, end = hold.begin.depth, hold.end.depth
+            limit = (next_any if is_writer else next_writer).get(hold.lock, float("inf"))
+            granted = min(begin, limit)
+            if depths:
+                begin = min(depths) - _AROUND
+                # The others take it in a step later, before the lock goes on.
+                end = max(depths) + (1 + _AROUND if is_writer else _AROUND)
+            if depths and hold.over != "expiry":
+                granted = begin
+            begin = begin if depths else granted
+            served = granted, max(granted, min(end, limit))
+            end = max(begin, end if hold.over == "expiry" and depths else min(end, limit))
+            next_any[hold.lock] = min(granted, next_any.get(hold.lock, granted))
             if is_writer:
-                next_writer[hold.lock] = begin.depth
-            placed.append(replace(hold, asked=asked, begin=begin, end=end))
+                next_writer[hold.lock] = min(granted, next_writer.get(hold.lock, granted))
+            placed.append(
+                replace(
+                    hold,
+                    asked=replace(hold.asked, depth=min(hold.asked.depth, begin)),
+                    begin=replace(hold.begin, depth=begin),
+                    end=replace(hold.end, depth=end),
+                    served=served,
+                    first=own[0] if own else -1,
+                    last=own[-1] if own else -1,
+                )
+            )
         return placed[::-1]
 
     def _draw_hand_offs(self, holds: Sequence[Hold]) -> list[Arrow]:
@@ -315,7 +342,8 @@ class _Drawing:
             for last in before:
                 if last.lane != hold.lane and last.end.time <= hold.begin.time:
                     begin = Place(last.end.time, min(last.end.depth, hold.begin.depth))
-                    arrows.append(Arrow("hand-off", last.lane, begin, hold.lane, hold.begin, hold.lock))
+                    ends = last.lane, begin, hold.lane, hold.begin
+                    arrows.append(Arrow("hand-off", *ends, hold.lock, last.last, hold.first))
         return arrows
 
     # Messages
@@ -349,6 +377,8 @@ class _Drawing:
                     source = marks[number]
                     if source.lane != lane:
                         end = self._place(lane, note.time_us)
+                        # Who refuses it knows of nothing that came with it; but it was there before that.
+                        end = replace(end, depth=max(end.depth, source.at.depth + _AROUND))
                         label = format_token(note.fenced)
                         kind: ArrowKind = "late" if _is_in(histories, source.event) else "fenced"
                         arrows.append(Arrow(kind, source.lane, source.at, lane, end, label, number))
@@ -409,6 +439,17 @@ def _strike(marks: Sequence[Mark]) -> None:
             newest[key] = mark
         elif key in newest:
             newest[key].struck = True
+
+
+def _missing(marks: Sequence[Mark]) -> dict[str, int]:
+    """Count, per host, the events that clocks count and no mark is of."""
+    drawn: Counter[str] = Counter()
+    counted: dict[str, int] = {}
+    for mark in marks:
+        drawn[mark.event.host] += 1
+        for host, count in mark.event.clock.items():
+            counted[host] = max(count, counted.get(host, 0))
+    return {host: count - drawn[host] for host, count in sorted(counted.items()) if count > drawn[host]}
 
 
 def _histories(clients: Sequence[Client]) -> dict[str, Journal]:

@@ -148,10 +148,11 @@ function noteNear(x, y) {
 function holdAt(x, y) {
   const lane = view.laneAt(y);
   const value = view.valueAt(x);
-  for (const stretch of [view.axis.holds, view.axis.waits]) {
+  const stretches = lane === LOCKD ? [view.axis.served] : [view.axis.holds, view.axis.waits];
+  for (const stretch of stretches) {
     for (const item of touching(stretch, value - 2 / view.scale, value + 2 / view.scale)) {
       const hold = run.holds[item];
-      if (hold.lane !== lane || y < view.yOf(lane)) continue;
+      if (lane === LOCKD ? rowAt(y) !== lockNumbers.get(hold.lock) : hold.lane !== lane || y < view.yOf(lane)) continue;
       const held = ((hold.end[0] - hold.begin[0]) / 1000).toFixed(3);
       const ends = { release: "released", expiry: "lost: its lock expired", open: "no line tells of its end" };
       return `${run.lanes[lane]} waited ${(hold.waited / 1000).toFixed(3)} ms for ${hold.lock}, and held it ${hold.mode} under ${hold.token} for ${held} ms; ${ends[hold.over]}`;
@@ -246,16 +247,27 @@ overview.addEventListener("pointermove", (event) => event.buttons && aim(event))
 // Commands
 
 function setAxis(name) {
-  const middle = state.cone ? state.cone.mark : markAt(view.valueAt(view.gutter + (view.width - view.gutter) / 2));
+  if (name === view.axisName) return;
+  const before = { left: view.left, scale: view.scale };
+  const isUntouched = view.left === came.left && view.scale === came.scale;
+  const middle = state.cone ? state.cone.mark : markAt(view.valueAt(centre()));
   const wanted = Math.max(2, inView().total);
   view.axisName = name;
   for (const button of document.querySelectorAll("[data-axis]")) {
     button.setAttribute("aria-pressed", String(button.dataset.axis === name));
   }
-  if (middle >= 0) view.show(view.axis.x[middle], spanOf(view.axis, view.axis.x[middle], wanted));
+  if (isUntouched) Object.assign(view, came.before); // so that there and back is nowhere
+  else if (middle >= 0) {
+    const [from, to] = around(view.axis, view.axis.x[middle], wanted);
+    view.show((from + to) / 2, (to - from) * 1.1);
+  }
   view.keep();
+  came = { left: view.left, scale: view.scale, before };
   draw();
 }
+
+/** Where the last switch of the axis led, and from where. */
+let came = {};
 
 /** The mark whose place is nearest to a value of the axis. */
 function markAt(value) {
@@ -308,6 +320,20 @@ function step(by) {
   return next === undefined ? undefined : select(next);
 }
 
+/** Hand what is in view to the person, as a PNG. */
+function savePicture() {
+  drawDiagram(); // on a background of its own
+  context.save();
+  context.globalCompositeOperation = "destination-over";
+  context.fillStyle = colours.paper;
+  context.fillRect(0, 0, view.width, view.height);
+  context.restore();
+  const link = document.createElement("a");
+  link.href = canvas.toDataURL("image/png");
+  link.download = `${run.title.replace(/[^\w.-]+/g, "-")}.png`;
+  link.click();
+}
+
 const help = byId("help");
 const centre = () => view.gutter + (view.width - view.gutter) / 2;
 const commands = {
@@ -316,6 +342,7 @@ const commands = {
   fit: () => view.fit(),
   theme: () => setTheme(isDark() ? "light" : "dark"),
   help: () => help.showModal(),
+  save: savePicture,
   close: () => select(-1),
   "hit-back": () => nextHit(-1),
   "hit-on": () => nextHit(1),
@@ -349,14 +376,18 @@ const keys = {
   N: () => nextHit(-1),
   t: () => setAxis(view.axisName === "network" ? "logical" : "network"),
   d: commands.theme,
+  s: commands.save,
   "?": commands.help,
   Escape: () => select(-1),
 };
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || help.open) return;
   if (event.target === query) {
-    if (event.key === "Enter") nextHit(event.shiftKey ? -1 : 1);
-    if (event.key === "Escape") query.blur();
+    if (event.key !== "Enter" && event.key !== "Escape") return;
+    event.preventDefault(); // Escape would clear the field
+    clearTimeout(waiting);
+    if (event.key === "Enter") find();
+    query.blur();
     return;
   }
   if (panel.contains(event.target) && /^(Arrow|Page|Home|End)/.test(event.key)) return;
@@ -437,9 +468,16 @@ const FIRST_MARKS = Math.max(20, Math.round(view.width / 14), 4 * run.lanes.leng
 if (markCount > 2 * FIRST_MARKS) {
   const eventful = run.arrows.find((arrow) => arrow.kind === "fenced") ?? run.spans.find((span) => span.kind !== "apart");
   const about = eventful ? eventful.begin[0] / 1000 : view.axis.first;
-  view.show(about, spanOf(view.axis, about, FIRST_MARKS));
-  if (!eventful) view.left = view.axis.first - 40 / view.scale;
-  view.keep();
+  const [from, to] = around(view.axis, about, FIRST_MARKS);
+  view.show(eventful ? about : from + (to - from) / 2, (to - from) * 1.1);
+} else {
+  view.show((view.axis.first + view.axis.last) / 2, (view.axis.last - view.axis.first) * 1.06);
+}
+const missing = Object.entries(run.missing);
+if (missing.length) {
+  const told = missing.map(([host, count]) => `${count} of ${host}`).join(", ");
+  byId("missing").textContent = visible(`Events that no log here has, and that are not drawn: ${told}`);
+  byId("missing").hidden = false;
 }
 drawDiagram();
 drawOverview();

@@ -71,6 +71,10 @@ def _as_json(picture: Picture) -> str:
                 "end": _at(hold.end),
                 "over": hold.over,
                 "waited": hold.waited_us,
+                "served": {
+                    "begin": [hold.begin.time, round(hold.served[0], 3)],
+                    "end": [hold.end.time, round(hold.served[1], 3)],
+                },
             }
             for hold in picture.holds
         ],
@@ -95,6 +99,7 @@ def _as_json(picture: Picture) -> str:
             for span in picture.spans
         ],
         "histories": _histories(picture.histories),
+        "missing": picture.missing,
     }
     return json.dumps(run, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
 

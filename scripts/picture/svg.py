@@ -17,14 +17,14 @@ _MANY: Final = 16
 _MARGIN: Final = 16.0
 _RADIUS: Final = 5.0
 _LETTER: Final = 7.5
-_LOCKS: Final = ("#4c9f70", "#5b8dd9", "#d9a441", "#b07cc6", "#cf7b7b")
+_LOCKS: Final = ("#8da2b5", "#cfa56a", "#9bb38a", "#c796b4", "#7db3ba")
 _COLOURS: Final = {
     "read": "#1f6fc4",
     "write": "#1a7f4b",
     "update": "#b35900",
     "restore": "#8250df",
-    "apply": "#8a949e",
-    "undo": "#6a737d",
+    "apply": "#6b7682",
+    "undo": "#57606a",
 }
 _BAD: Final = "#cf222e"
 
@@ -47,7 +47,9 @@ class _Sheet:
 
     def text(self) -> str:
         picture = self._picture
-        width, height = self._x(self._last) + _MARGIN, self._top() + self._lane * len(picture.lanes) + _MARGIN
+        legend, legend_end = self._legend()
+        width = max(self._x(self._last), legend_end) + _MARGIN
+        height = self._top() + self._lane * len(picture.lanes) + _MARGIN
         fenced = {arrow.source_mark for arrow in picture.arrows if arrow.kind == "fenced"}
         size = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
         parts = [
@@ -55,11 +57,12 @@ class _Sheet:
             f"<title>{_escape(picture.title)}</title>",
             Path(__file__).with_name("svg.txt").read_text("utf-8"),
             '<rect width="100%" height="100%" fill="#fff"/>',
-            *self._legend(),
+            *legend,
             *[self._line(lane, name) for lane, name in enumerate(picture.lanes)],
             *[self._span(span) for span in picture.spans],
             *[part for hold in picture.holds for part in self._hold(hold)],
             *[self._arrow(arrow) for arrow in picture.arrows],
+            *[self._token(hold) for hold in picture.holds],
             *[self._mark(mark, number in fenced) for number, mark in enumerate(picture.marks)],
             "</svg>\n",
         ]
@@ -74,7 +77,8 @@ class _Sheet:
     def _top(self) -> float:
         return 3 * _MARGIN
 
-    def _legend(self) -> list[str]:
+    def _legend(self) -> tuple[list[str], float]:
+        """Return what tells the signs, and where that ends."""
         parts = [f'<text x="{_MARGIN}" y="20" class="name">{_escape(self._picture.title)}</text>']
         x = _MARGIN + 6
         used = {mark.event.verb for mark in self._picture.marks}
@@ -85,7 +89,7 @@ class _Sheet:
             parts.append(_rect(x, 32, 18, 8, f'fill="{_LOCKS[place % len(_LOCKS)]}"'))
             parts.append(f'<text x="{x + 23}" y="40">{_escape(lock)}</text>')
             x += 40 + _LETTER * len(lock)
-        return parts
+        return parts, x
 
     def _line(self, lane: int, name: str) -> str:
         y = self._y(lane)
@@ -110,24 +114,36 @@ class _Sheet:
         colour = _LOCKS[place % len(_LOCKS)]
         opacity = 0.3 if hold.mode == "shared" else 0.75
         x, end = self._x(hold.begin.depth), self._x(hold.end.depth)
-        height = min(12.0, self._lane * 0.22)
-        y = self._y(hold.lane) + 9 if self._lane == _LANE else self._y(hold.lane) + 4
+        y, height = self._bar(hold)
         token, name = format_token(hold.token), self._picture.lanes[hold.lane]
         title = f"{name} has {hold.lock} {hold.mode} under {token}, after {hold.waited_us / 1000:.3f} ms"
         asked = self._x(hold.asked.depth)
+        served = self._x(hold.served[0])
         row = min(14.0, self._lane * 0.7 / len(self._locks))
         row_y = self._y(0) - len(self._locks) * row / 2 + place * row
         look = f'fill="{colour}" fill-opacity="{opacity}"'
         parts = [
             _rect(asked, y + height / 2 - 0.75, x - asked, 1.5, f'fill="{colour}" opacity="0.6"'),
             _rect(x, y, end - x, height, f'{look} stroke="{colour}"', title),
-            _rect(x, row_y, end - x, row * 0.85, look, title),
+            _rect(served, row_y, self._x(hold.served[1]) - served, row * 0.85, look, title),
         ]
         if hold.over == "expiry":
             parts.append(_rect(end - 2, y - 2, 3, height + 4, f'fill="{_BAD}"'))
-        if height >= 10 and end - x > len(token) * 6:
-            parts.append(f'<text x="{x + 3:.1f}" y="{y + height - 2.5:.1f}" class="small">{token}</text>')
         return parts
+
+    def _bar(self, hold: Hold) -> tuple[float, float]:
+        """Return where a hold's bar begins from above, and its height."""
+        below = 9 if self._lane == _LANE else 4
+        return self._y(hold.lane) + below, min(12.0, self._lane * 0.22)
+
+    def _token(self, hold: Hold) -> str:
+        """Write a hold's token on its bar, if there is room: over the arrows, on a ground of its own."""
+        y, height = self._bar(hold)
+        x, token = self._x(hold.begin.depth), format_token(hold.token)
+        if height < 10 or self._x(hold.end.depth) - x <= len(token) * 6:
+            return ""
+        ground = _rect(x + 2, y + 1.5, len(token) * 5.6 + 2, height - 3, 'fill="#fff" fill-opacity="0.85"')
+        return f'{ground}<text x="{x + 3:.1f}" y="{y + height - 2.5:.1f}" class="small">{token}</text>'
 
     def _arrow(self, arrow: Arrow) -> str:
         drop = 14.0 if arrow.kind == "hand-off" and self._lane == _LANE else 0.0

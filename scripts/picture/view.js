@@ -24,6 +24,7 @@ function axisOf(at) {
     x,
     holds: pairs(run.holds, "begin", "end"),
     waits: pairs(run.holds, "asked", "begin"),
+    served: stretches(run.holds.map(({ served }) => [at(served.begin), at(served.end)])),
     arrows: pairs(run.arrows, "begin", "end"),
     spans: pairs(run.spans, "begin", "end"),
     notes: run.notes.map((note) => at(note.at)),
@@ -114,10 +115,11 @@ const view = {
     const tallest = run.lanes.length * this.lane + TOP + 8 - this.height;
     this.scroll = Math.max(0, Math.min(tallest, this.scroll));
   },
-  /** Show all that the clients did; what was before and after stands beside it. */
+  /** Show the whole run. */
   fit() {
-    const { first, last } = this.axis;
-    this.show((first + last) / 2, (last - first) * 1.06);
+    this.scale = 0;
+    this.left = -Infinity;
+    this.keep();
   },
   zoom(factor, x) {
     const value = this.valueAt(x);
@@ -152,13 +154,13 @@ const view = {
 
 let longestName = 90;
 
-/** How many units around a place hold so many marks. */
-function spanOf(axis, value, wanted) {
+/** From where to where so many marks stand around a place. */
+function around(axis, value, wanted) {
   const sorted = axis.sorted ?? (axis.sorted = Float64Array.from(axis.x).sort());
-  if (sorted.length <= wanted) return axis.high - axis.low;
+  if (sorted.length <= wanted) return [axis.first, axis.last];
   const at = firstIndex(sorted.length, (i) => sorted[i] >= value);
   const first = Math.max(0, Math.min(sorted.length - wanted, at - (wanted >> 1)));
-  return sorted[first + wanted - 1] - sorted[first];
+  return [sorted[first], sorted[first + wanted - 1]];
 }
 
 /** The mark nearest to a point of the canvas, within reach; -1 if there is none. */

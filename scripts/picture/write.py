@@ -12,41 +12,41 @@ from scripts.picture.svg import MARKS_MAX, as_svg
 from scripts.verdict.load import find, open_run
 
 
+def read_picture(directories: Sequence[Path]) -> Picture:
+    """Read the run in `directories`, and work out what is drawn. Raises NoRun."""
+    places = find(directories)
+    with open_run(directories) as evidence:
+        names = dict.fromkeys([path.resolve().name for path in directories])
+        title = f"Lockstep: {', '.join(names)}"
+        return draw(title, evidence, read_notes(places))
+
+
 def write_page(directories: Sequence[Path], path: Path | None = None) -> Path:
     """Draw the run in `directories` as a page; return where it is: timeline.html in the first of them unless told.
 
     Raises NoRun, CommandError.
     """
-    return _write(path or directories[0] / "timeline.html", as_page(_read(directories)))
+    path = path or directories[0] / "timeline.html"
+    write(path, as_page(read_picture(directories)))
+    return path
 
 
-def write_svg(directories: Sequence[Path], path: Path | None = None) -> Path:
-    """Draw the run as an SVG; return where it is: timeline.svg in the first directory unless told.
-
-    Raises NoRun, CommandError.
-    """
-    picture = _read(directories)
+def svg_of(picture: Picture) -> str:
+    """Return the picture as an SVG. Raises CommandError where that would be too wide to look at."""
     if len(picture.marks) > MARKS_MAX:
         raise refused(
             f"--svg: the run has {len(picture.marks)} events, and more than {MARKS_MAX} are no picture to look at; "
-            "leave --svg out for a page"
+            "leave --svg out for a page, which saves what is in view"
         )
-    return _write(path or directories[0] / "timeline.svg", as_svg(picture))
+    return as_svg(picture)
 
 
-def _read(directories: Sequence[Path]) -> Picture:
-    places = find(directories)
-    with open_run(directories) as evidence:
-        title = f"Lockstep: {', '.join([path.resolve().name for path in directories])}"
-        return draw(title, evidence, read_notes(places))
-
-
-def _write(path: Path, text: str) -> Path:
+def write(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all. Raises CommandError."""
     new = path.with_name(f"{path.name}.new")
     try:
         new.write_text(text, encoding="utf-8")
         os.replace(new, path)
     except OSError as error:
         new.unlink(missing_ok=True)
-        raise refused(f"{path} cannot be written ({error.strerror}); make room, or choose another --output") from None
-    return path
+        raise refused(f"{path} cannot be written ({error.strerror}); choose another --output") from None
