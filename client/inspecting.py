@@ -267,13 +267,14 @@ def why_lines(inspection: Inspection, name: str) -> list[str]:
     lock = next((lock for lock in inspection.locks if lock.lock == name), None)
     if lock is None:
         return [
-            f"{printable(name)} is free: it is no file of this group, and nobody holds or wants a lock of that name",
+            f"nothing is known of {printable(name)}: it is no file of this group, and no lock that is held or wanted",
             *grace_lines(inspection),
         ]
     lines = _file_lines(lock) if lock.kind == "file" else [f"{printable(name)} is a lock without a file"]
     lines += [_holder_line(holder) for holder in lock.holders]
     if lock.holders_left_out:
         lines.append(f"{_left_out(lock.holders_left_out)} hold it")
+    lines += _silent_lines(inspection, lock)
     if not lock.holders:
         lines.append("nobody holds it" + ("" if lock.queue else ", and nobody waits for it"))
     lines += [f"{place}. {_waiter_line(inspection, lock, place, each)}" for place, each in enumerate(lock.queue, 1)]
@@ -303,6 +304,21 @@ def _file_lines(lock: LockState) -> list[str]:
     if lock.replicas_left_out:
         lines.append(f"{_left_out(lock.replicas_left_out)} have it")
     return lines
+
+
+def _silent_lines(inspection: Inspection, lock: LockState) -> list[str]:
+    """Name the replicas that a holder's change may wait for: they have missed a ping, which comes every third ttl."""
+    holders = [holder.host for holder in lock.holders if holder.mode == "exclusive"]
+    return [
+        f"{printable(each.host)} is in sync, and was heard of {duration(each.seen_ms * 1000)} ago: "
+        f"a change of {printable(holder)} waits for its ack"
+        for holder in holders
+        for each in lock.replicas
+        if each.standing == "in sync"
+        and each.host != holder
+        and each.seen_ms is not None
+        and each.seen_ms > inspection.ttl_ms / 2
+    ]
 
 
 def _behind(replica: ReplicaState) -> str:

@@ -64,10 +64,9 @@ def log(asked: Asked) -> None:
     complaints = Complaints()
     logs = EventLogs(asked.directories)
     found = find(logs, asked.directories, empty=asked.follow)
-    relations: list[tuple[Relation, str]] = [("--causes", asked.causes), ("--concurrent-with", asked.concurrent_with)]
-    for relation, id_ in relations:
-        if id_:
-            filters.append(related(relation, find_op(relation, id_, found)))
+    asked_for: list[tuple[Relation, str]] = [("--causes", asked.causes), ("--concurrent-with", asked.concurrent_with)]
+    relations = [(relation, id_) for relation, id_ in asked_for if id_]
+    filters += [related(relation, find_op(relation, id_, found)) for relation, id_ in relations]
     printer = Printer(filters, complaints, as_json=asked.as_json)
     merge = Merge(live=asked.follow)
     for path in found:
@@ -84,6 +83,10 @@ def log(asked: Asked) -> None:
         raise
     except OSError as error:
         raise unreadable(error) from None
+    wanted = asked.wanted
+    is_alone = not (relations or wanted.clients or wanted.files or wanted.since)
+    if is_alone and is_op_id(wanted.op) and not printer.printed:
+        raise wrong_use(f"--op {wanted.op}: no log here tells of this op; ids stand in the lines, as id=...")
     complaints.end()
 
 
@@ -119,7 +122,8 @@ def find_op(option: str, id_: str, paths: Sequence[Path]) -> Head:
         for _, line in EventLog(path, lambda *_: None).lines():
             if sought in line and (head := _own_event(line, id_)):
                 return head
-    raise wrong_use(f"{option} {id_}: no log here has this op; ids stand in the lines, as id=...")
+    host = id_.partition(":")[0]
+    raise wrong_use(f"{option} {id_}: no log here has the op's own event; is the log of {host} given?")
 
 
 def _own_event(line: bytes, id_: str) -> Head | None:
@@ -143,12 +147,14 @@ class Printer:
         self._colours = colours()
         self._flushed = time.monotonic()
         self._warned = False
+        self.printed = False
 
     def print(self, merge: Merge) -> None:
         """Print what the merge has to give."""
         out = sys.stdout.buffer
         for shown in self._shown(merge.events()):
             out.write(shown)
+            self.printed = True
             # A filter may let little through: what has passed is not held back for what comes.
             if time.monotonic() > self._flushed + _FLUSH_S:
                 self.flush()

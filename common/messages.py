@@ -119,11 +119,15 @@ class WaiterState(Part, frozen=True):
 
 
 class ReplicaState(Part, frozen=True):
-    """A replica of a file, and how many acknowledged versions it lacks, as far as it has told; None: unknown."""
+    """A replica of a file, and how many acknowledged versions it lacks, as far as it has told; None: unknown.
+
+    `seen_ms` ago it was heard of last, None of one that is absent.
+    """
 
     host: str
     standing: ReplicaStanding
     behind: Number | None
+    seen_ms: Number | None
 
 
 class LockState(Part, frozen=True):

@@ -293,11 +293,12 @@ def _lock(shared: Shared, name: str, asked: list[tuple[Session, Acquire, int]], 
         learners = [replica for replica in shared.by_replica if replica not in file.in_sync]
         outside = len(file.in_sync) + len(learners)
         for replica in islice([*file.in_sync, *learners], INSPECT_REPLICAS_MAX):
-            host = shared.replicas[replica].host
+            host, session = shared.replicas[replica].host, shared.by_replica.get(replica)
+            seen_ms = _ms(now_ns - session.seen_ns) if session is not None else None
             if replica in learners:
-                replicas.append(ReplicaState(host, "learner", _behind(file, replica)))
+                replicas.append(ReplicaState(host, "learner", _behind(file, replica), seen_ms))
             else:
-                replicas.append(ReplicaState(host, "in sync" if replica in shared.by_replica else "absent", 0))
+                replicas.append(ReplicaState(host, "absent" if session is None else "in sync", 0, seen_ms))
     return LockState(
         name,
         lock.kind,

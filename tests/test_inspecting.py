@@ -57,9 +57,9 @@ AT_42 = Version(42, make_token(1, 9), bytes(range(16)))
 def a_lock(name: str = "notes.txt", **changes: object) -> LockState:
     holder = HolderState("anna", make_token(1, 42), "exclusive", 1_200_000, True, 200, 2800)
     replicas = (
-        ReplicaState("anna", "in sync", 0),
-        ReplicaState("ben", "absent", 0),
-        ReplicaState("cora", "learner", 3),
+        ReplicaState("anna", "in sync", 0, 900),
+        ReplicaState("ben", "absent", 0, None),
+        ReplicaState("cora", "learner", 3, 5),
     )
     lock = LockState(name, "file", True, AT_42, (holder,), 0, (waiter("ben", "holder"),), 0, replicas, 0)
     return replace(lock, **changes)
@@ -165,17 +165,34 @@ def test_why_says_what_a_waiter_waits_for(reason: Reason, sentence: str) -> None
     assert why_lines(inspection, "notes.txt")[-1] == f"2. {sentence}"
 
 
+def test_why_names_who_may_owe_an_ack() -> None:
+    """The holder is in good health, and waits for a replica that is not."""
+    replicas = (
+        ReplicaState("anna", "in sync", 0, 200),
+        ReplicaState("cora", "in sync", 0, 2_900),
+        ReplicaState("dora", "in sync", 0, 1_000),
+        ReplicaState("emil", "learner", 3, 2_900),
+        ReplicaState("ben", "absent", 0, None),
+    )
+    lines = why_lines(an_inspection(locks=(a_lock(replicas=replicas),)), "notes.txt")
+    assert [line for line in lines if "ack" in line] == [
+        "cora is in sync, and was heard of 2.9 s ago: a change of anna waits for its ack"
+    ]
+    free = a_lock(replicas=replicas, holders=(), queue=())
+    assert not [line for line in why_lines(an_inspection(locks=(free,)), "notes.txt") if "ack" in line]
+
+
 def test_why_of_what_is_free_lost_or_unknown() -> None:
     free = a_lock(holders=(), queue=())
     assert why_lines(an_inspection(locks=(free,)), "notes.txt")[-1] == "nobody holds it, and nobody waits for it"
-    lost = a_lock(holders=(), queue=(), clean=False, replicas=(ReplicaState("ben", "absent", 0),))
+    lost = a_lock(holders=(), queue=(), clean=False, replicas=(ReplicaState("ben", "absent", 0, None),))
     assert why_lines(an_inspection(locks=(lost,)), "notes.txt") == [
         "notes.txt is unclean, its next holder settles it first; acknowledged is version 42 (000102030405)",
         "only absent clients hold the newest version: ben; start one",
         "nobody holds it, and nobody waits for it",
     ]
     (unknown,) = why_lines(an_inspection(locks=()), "x\x1b")
-    assert unknown.startswith("x\\u001b is free: it is no file of this group")
+    assert unknown.startswith("nothing is known of x\\u001b: it is no file of this group")
 
 
 def test_two_shared_holders_are_both_named() -> None:

@@ -158,7 +158,7 @@ def test_a_learner_is_as_far_behind_as_it_has_told(desk: Desk) -> None:
     a = desk.join("a")
     a.release(a.granted("f"), FIRST, acked=(a,), changed=True)
     b = desk.join("b")
-    assert lock_of(desk, "f").replicas == (ReplicaState("a", "in sync", 0), ReplicaState("b", "learner", 1))
+    assert lock_of(desk, "f").replicas == (ReplicaState("a", "in sync", 0, 0), ReplicaState("b", "learner", 1, 0))
     strayed = Version(1, make_token(1, 9), b"9" * 16)
     b.say(Report, "f", strayed, 0)
     assert lock_of(desk, "f").replicas[1].behind is None, "as many versions, but others"
@@ -175,7 +175,7 @@ def test_how_far_behind_nobody_knows_is_not_guessed() -> None:
     desk.join("b", heads={"f": Head(FIRST, FIRST.token, {})}, replica=b)
     lock = lock_of(desk, "f")
     assert (lock.clean, lock.version) == (False, None)
-    assert lock.replicas == (ReplicaState("a", "absent", 0), ReplicaState("b", "learner", None))
+    assert lock.replicas == (ReplicaState("a", "absent", 0, None), ReplicaState("b", "learner", None, 0))
 
 
 # Locks

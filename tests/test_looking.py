@@ -102,7 +102,7 @@ def test_why_tells_holder_and_waiters_in_order(up: Group) -> None:
         members = "\n".join(lines_of(up, "members"))
         assert re.search(r"^holder +no replica +up", members, re.MULTILINE), "who holds a lock is a member"
         assert "next-one" in members
-    assert until(lambda: "is free" in lines_of(up, "why", "job")[0], "job is free")
+    assert until(lambda: "nothing is known of job" in lines_of(up, "why", "job")[0], "job is free")
 
 
 def test_why_names_who_alone_has_the_newest_version(group: Group) -> None:

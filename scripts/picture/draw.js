@@ -579,7 +579,7 @@ function drawNames() {
   context.fillRect(0, 0, view.gutter, TOP);
   context.fillStyle = colours.faint;
   // What the seconds count from.
-  context.fillText(view.axisName === "logical" ? "steps" : `${timeText(0).slice(11, 19)} +`, 8, 16);
+  context.fillText(view.axisName === "logical" ? "steps" : timeText(0).slice(11, 19), 8, 16);
   context.fillStyle = colours.line;
   context.fillRect(view.gutter - 1, 0, 1, view.height);
 }
