@@ -12,11 +12,14 @@ from typing import Final
 from client.merge import Head
 from common.clock import decode_clock
 from common.eventlog import HEADER, VERBS
+from common.values import INTEGER_MAX
 
 BLOCK_BYTES: Final = 1 << 14
 LINE_BYTES_MAX: Final = 1 << 22
 """A line beyond this is none: a clock of all the sessions there may be is shorter."""
 
+_KNOWN_BYTES: Final = 512
+"""By so many bytes of its beginning a log is known again."""
 _FIRST_LINE: Final = HEADER.encode().partition(b"\n")[0]
 _TIME: Final = re.compile(rb"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z")
 _VERBS: Final = frozenset(verb.encode() for verb in VERBS)
@@ -44,9 +47,9 @@ def parse_own(line: bytes) -> tuple[str, int]:
         _, host, clock, _ = parts
         key = b'"%b":' % host
         begin = clock.find(key) + len(key)
-        digits = clock[begin : begin + 20].partition(b"}")[0].partition(b",")[0]
-        if begin > len(key) and digits.isdigit():
-            return host.decode(), int(digits)
+        digits = clock[begin : begin + 30].partition(b"}")[0].partition(b",")[0]
+        if begin > len(key) and digits.isdigit() and (count := int(digits)) <= INTEGER_MAX:
+            return host.decode(), count
     raise ValueError("it does not read: time host clock verb key=value ...")
 
 
@@ -65,6 +68,9 @@ class EventLog:
         self.number = 0
         """The line given out last, counted from 1."""
         self._too_long = False
+        self._file: tuple[int, int] | None = None
+        """Which file it is, by device and inode: another one may come in its place."""
+        self._known = b""
 
     @property
     def torn(self) -> bool:
@@ -108,19 +114,31 @@ class EventLog:
             self._block = b""
         try:
             # A poll of a log that has not grown costs this call alone.
-            size = os.stat(self._name).st_size
+            status = os.stat(self._name)
+            size, file = status.st_size, (status.st_dev, status.st_ino)
+            if file != self._file or (size < self._begin and not self._is_same()):
+                # Its directory was lost, and another client began there; or it is read for the first time.
+                self._file, self._begin, self._block, self.number, self._too_long = file, 0, b"", 0, False
             if size < self._begin + len(self._block):
                 # Its client has cut off what it could not carry out: what counts goes on at the new end.
                 self._begin, self._block = size, b""
             if size == self._begin + len(self._block):
                 return False
-            with open(self._name, "rb", buffering=0) as file:
-                file.seek(self._begin + len(self._block))
-                more = file.read(BLOCK_BYTES)
+            with open(self._name, "rb", buffering=0) as stream:
+                stream.seek(self._begin + len(self._block))
+                more = stream.read(BLOCK_BYTES)
         except FileNotFoundError:
             return False  # its directory has gone since it was found
+        if not self._begin and len(self._block) < _KNOWN_BYTES:
+            self._known = (self._block + more)[:_KNOWN_BYTES]
         self._block += more
         return bool(more)
+
+    def _is_same(self) -> bool:
+        """Tell whether the file still begins as it did: an inode's number may be used again."""
+        with open(self._name, "rb", buffering=0) as stream:
+            now = stream.read(_KNOWN_BYTES)
+        return now == self._known[: len(now)]
 
 
 class EventLogs:

@@ -31,7 +31,7 @@ from client.inspecting import (
 from client.inspecting_json import as_json
 from client.reach import reach
 from client.tables import fit, table_lines
-from common.errors import refused
+from common.errors import EXIT_CRASHED, CommandError, refused
 from common.messages import FromLockd, Inspect, Inspection, Message
 from common.moments import SteadyClock
 from common.printing import printable
@@ -112,10 +112,10 @@ def top(lockd: str, interval_ns: int, *, as_json_lines: bool) -> None:
     Raises CommandError where it cannot begin.
     """
     reach(lockd)
-    on_terminal = not as_json_lines and os.isatty(1) and os.environ.get("TERM", "dumb") != "dumb"
+    on_terminal = not as_json_lines and os.isatty(1) and os.environ.get("TERM") not in (None, "", "dumb")
     context = zmq.Context[zmq.Socket[bytes]]()
     try:
-        with closing(Stop()) as stop:
+        with closing(Stop((signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT))) as stop:
             signal.signal(signal.SIGWINCH, lambda *_: None)  # so that its wake-up descriptor tells of a resize
             clock = SteadyClock()
             onlooker = Onlooker(interval_ns, clock.now_ns())
@@ -128,7 +128,11 @@ def top(lockd: str, interval_ns: int, *, as_json_lines: bool) -> None:
                     _look(onlooker, socket, link, stop, keys, show, clock)
                 except BrokenPipeError:
                     pass  # whoever read us has had enough
+                except OSError as error:
+                    raise CommandError(EXIT_CRASHED, f"stdout cannot be written ({error.strerror})") from None
             socket.disable_monitor()
+            if stop.caught in (signal.SIGHUP, signal.SIGQUIT):
+                raise SystemExit(128 + stop.caught)
     finally:
         context.destroy(linger=200)
 
@@ -272,9 +276,12 @@ def _screen() -> Iterator[int | None]:
         _write_all(_ENTER.encode())
         yield keys
     finally:
-        _write_all(_LEAVE.encode())
-        if before is not None:
-            termios.tcsetattr(0, termios.TCSADRAIN, before)
+        try:
+            _write_all(_LEAVE.encode())
+            if before is not None:
+                termios.tcsetattr(0, termios.TCSADRAIN, before)
+        except (OSError, termios.error):
+            pass  # the terminal has gone
 
 
 def _write_all(data: bytes) -> None:

@@ -1,5 +1,6 @@
 """How a command ends: exit codes, and the one line that says what, why and what to do."""
 
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -31,11 +32,22 @@ def refused(text: str) -> CommandError:
     return CommandError(EXIT_REFUSED, text)
 
 
+def open_standard_streams() -> None:
+    """Take the place of those that our caller has closed, before a file or a socket of ours does."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+            setattr(sys, name, open(number, "r" if number == 0 else "w", closefd=False))  # noqa: SIM115
+
+
 def run_command(program: str, app: Callable[..., object]) -> NoReturn:
     """Run a typer app as this process's command; whatever ends it early ends in one line on stderr."""
     import typer
 
     usage_error: Any = typer.BadParameter.__base__
+    open_standard_streams()
     try:
         code = app(prog_name=program, standalone_mode=False)
     except CommandError as error:

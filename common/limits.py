@@ -35,6 +35,9 @@ WAITERS_MAX: Final = 10_000
 ANSWERS_KEPT_MAX: Final = 64
 """How many answers lockd keeps per session, so that a repeated request gets its first answer."""
 
+INSPECT_ROUTES_MAX: Final = 64
+"""How many Inspections lockd sends within 50 ms, each along another route."""
+
 INSPECT_LOCKS_MAX: Final = 200
 INSPECT_WAITERS_MAX: Final = 50
 INSPECT_REPLICAS_MAX: Final = 100

@@ -5,11 +5,14 @@ replicas, a token, which holds one. A `request` is a number that its sender does
 """
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Literal
+
+from msgspec import Meta
 
 from common.clock import Clock
+from common.histogram import BUCKETS
 from common.records import Record, Version
-from common.values import Hash, Number, Part
+from common.values import Hash, Moment, Number, Part
 
 Kind = Literal["file", "plain"]
 Mode = Literal["exclusive", "shared"]
@@ -160,14 +163,14 @@ class Spread(Part, frozen=True):
     """How long something took since lockd's start: the counts of a common.histogram without the zeros at its end."""
 
     what: str
-    counts: tuple[Number, ...]
+    counts: Annotated[tuple[Number, ...], Meta(max_length=BUCKETS)]
     sum_us: Number
 
 
 class Fault(Part, frozen=True):
     """Something out of the ordinary; the text may hold any name."""
 
-    time_us: Number
+    time_us: Moment
     text: str
 
 
@@ -456,8 +459,8 @@ class Inspection(Message, frozen=True, tag=46):
 
     epoch: Number
     request: Number
-    time_us: Number
-    since_us: Number
+    time_us: Moment
+    since_us: Moment
     group: str
     ttl_ms: Number
     grace_ms: Number

@@ -6,6 +6,7 @@ change nothing; a scrape may see one count a moment before another.
 
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, Protocol
 
@@ -24,6 +25,10 @@ _BOUNDS: Final = [str((1 << bucket) / 1e6) for bucket in range(_FIRST, _LAST + 1
 Labels = tuple[str, ...]
 _IDLE_S: Final = 10.0
 """A connection on which nothing is asked for so long is closed."""
+CONNECTIONS_MAX: Final = 16
+"""How many are served at once; more are closed, so that they never take the descriptors that clients need."""
+_SWITCH_S: Final = 0.000_5
+"""How long a scrape keeps the interpreter from the thread that works. Python's own 5 ms would be ten grants."""
 
 
 class Source(Protocol):
@@ -52,6 +57,8 @@ class Metrics:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         handler: Any = server.RequestHandlerClass
         server.RequestHandlerClass = type("Handler", (handler,), {"timeout": _IDLE_S})
+        _bound(server)
+        sys.setswitchinterval(_SWITCH_S)
         server.handle_error = _but_for_broken_connections(server.handle_error)  # type: ignore[assignment]
         self.url = f"http://{shown}:{server.server_port}/metrics"
 
@@ -69,6 +76,26 @@ class _Told(Collector):
 
     def collect(self) -> Iterable[Metric]:
         return self._source.collect()
+
+
+def _bound(server: Any) -> None:
+    """Have the server hold no more than CONNECTIONS_MAX connections."""
+    slots = threading.BoundedSemaphore(CONNECTIONS_MAX)
+    begin, serve = server.process_request, server.process_request_thread
+
+    def begin_if_there_is_room(request: object, address: object) -> None:
+        if slots.acquire(blocking=False):
+            begin(request, address)
+        else:
+            server.shutdown_request(request)
+
+    def serve_and_make_room(request: object, address: object) -> None:
+        try:
+            serve(request, address)
+        finally:
+            slots.release()
+
+    server.process_request, server.process_request_thread = begin_if_there_is_room, serve_and_make_room
 
 
 def _but_for_broken_connections(tell: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:

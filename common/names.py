@@ -112,7 +112,7 @@ def parse_address(text: str) -> tuple[str, int]:
         colon = ""
     if not colon or not host or not host.isprintable() or " " in host:
         raise ValueError("an address reads HOST:PORT, as in 127.0.0.1:9464")
-    if not (port.isascii() and port.isdigit() and int(port[:6]) < 65536):
+    if not (port.isascii() and port.isdigit() and len(port) <= 5 and int(port) < 65536):
         raise ValueError(f"{port!r} is no port; use 1 to 65535, or 0 for a free one")
     return host, int(port)
 

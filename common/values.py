@@ -7,6 +7,10 @@ from msgspec import Meta, Struct
 INTEGER_MAX: Final = (1 << 63) - 1
 HASH_BYTES: Final = 16
 
+TIME_US_MAX: Final = 253_402_300_799_999_999
+"""The end of the year 9999, in microseconds since 1970: what a date can say."""
+
+Moment = Annotated[int, Meta(ge=0, le=TIME_US_MAX)]
 Number = Annotated[int, Meta(ge=0, le=INTEGER_MAX)]
 """An integer on the wire: what everybody's signed integers hold, from 0."""
 Hash = Annotated[bytes, Meta(min_length=HASH_BYTES, max_length=HASH_BYTES)]

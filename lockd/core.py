@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Final, assert_never
 
 from common.clock import Clock
+from common.limits import INSPECT_ROUTES_MAX
 from common.messages import (
     Acquire,
     Cancel,
@@ -56,6 +57,8 @@ from lockd.shared import Over, Session, Shared
 
 _RECONNECT_NS: Final = 25_000_000
 """A client whose connection is down has so long to come back; one that lives needs half of it on one machine."""
+_LOOK_NS: Final = 50_000_000
+"""So long after an Inspection another one along the same route is not answered: who asks repeats itself."""
 _STALL_NS: Final = 200_000_000
 """A timer that fires so late tells that lockd itself was stalled, not its clients."""
 
@@ -95,6 +98,8 @@ class Lockd:
         self._restart = Restart(shared, self._queues, durable)
         self._contenders: dict[str, Contender] = {}
         self._probes = 0
+        self._looks: set[bytes] = set()
+        self._looks_ns = 0
         for file, in_sync in durable.in_sync.items():
             lock = shared.locks[file] = Lock(file, "file", FileState(in_sync))
             if lock.file and (left := durable.left.get(file)) is not None:
@@ -161,7 +166,8 @@ class Lockd:
             self._hello(route, message, now_ns)
             return shared.out
         if isinstance(message, Inspect):
-            shared.send(route, inspection(shared, self._queues.early, message, now_ns))
+            if self._may_look(route, now_ns):
+                shared.send(route, inspection(shared, self._queues.early, message, now_ns))
             return shared.out
         if isinstance(message, Goodbye) and message.session == 0:
             self._forget_contender(route)
@@ -222,6 +228,15 @@ class Lockd:
                 session.deadline_ns = min(session.deadline_ns, now_ns + _RECONNECT_NS)
                 self._ring_at(session, session.deadline_ns)
         return shared.out
+
+    def _may_look(self, route: bytes, now_ns: int) -> bool:
+        """Tell whether an Inspection may go along a route: not so many that answers pile up, or hold up grants."""
+        if now_ns >= self._looks_ns:
+            self._looks, self._looks_ns = set(), now_ns + _LOOK_NS
+        if route in self._looks or len(self._looks) >= INSPECT_ROUTES_MAX:
+            return False
+        self._looks.add(route)
+        return True
 
     def handle_timer(self, now_ns: int) -> list[Effect]:
         """Expire what is due at `now_ns`; the driver has drained its inbox before."""

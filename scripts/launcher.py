@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, NoReturn, TypeVar
 
-from common.errors import EXIT_CRASHED, EXIT_OK, CommandError, end_with, wrong_use
+from common.errors import EXIT_CRASHED, EXIT_OK, CommandError, end_with, open_standard_streams, wrong_use
 from scripts.launching import plan as plans
 from scripts.launching.group import Ending, Group
 from scripts.launching.plan import DEFAULT, Plan
@@ -105,15 +105,6 @@ def launch(plan: Plan, record: RunRecord) -> int:
     if ending.stopped_by is not None:
         return 128 + ending.stopped_by
     return EXIT_OK if is_good else EXIT_CRASHED
-
-
-def open_standard_streams() -> None:
-    """Take the place of those that our caller has closed, before a pipe of a child does."""
-    for number in (0, 1, 2):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)
 
 
 def _parser() -> Parser:
@@ -239,7 +230,7 @@ def tell_timeline(directory: Path) -> str:
 
     try:
         return shlex.quote(near(write_page([directory])))
-    except (CommandError, NoRun) as problem:
+    except (CommandError, NoRun, OSError) as problem:
         return f"not drawn: {problem}"
 
 

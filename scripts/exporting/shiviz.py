@@ -64,7 +64,11 @@ class Mended:
             if not all(host in self._counts or is_host(host) for host in head.clock):
                 self._leave_out(head.host, "whose clock counts what is no host")
                 continue
-            time_us = parse_time(head.time.decode())
+            try:
+                time_us = parse_time(head.time.decode())
+            except ValueError:
+                self._leave_out(head.host, "whose time is on no calendar")
+                continue
             if not self._events:
                 self._first_us = time_us
             for host, count in head.clock.items():

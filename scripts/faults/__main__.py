@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from common.errors import CommandError, end_with, wrong_use
+from common.errors import CommandError, end_with, open_standard_streams, wrong_use
 from common.moments import parse_duration
 from scripts.faults import namespaces
 from scripts.faults.chaos import Chaos, Wanted
@@ -18,7 +18,7 @@ from scripts.faults.disks import Disks, open_disks
 from scripts.faults.network import Loopback, Network
 from scripts.faults.schedule import KINDS, LOCKD, Kind
 from scripts.faults.shown import conclude
-from scripts.launcher import Parser, joined, near, open_standard_streams
+from scripts.launcher import Parser, joined, near
 from scripts.launching import plan as plans
 from scripts.launching.plan import Plan
 from scripts.launching.record import RunRecord

@@ -219,7 +219,7 @@ class _Drawing:
             (lane, line)
             for lane, client in enumerate(self._clients, 1)
             for line, owner in zip(client.lines, owner_by_line(client, by_host), strict=True)
-            if owner is client
+            if owner is client and _reads(line.event)
         ]
         # What happens before another event has a smaller clock, so a smaller sum.
         owned.sort(key=lambda pair: (sum(pair[1].event.clock.values()), pair[1].event.time_us))
@@ -233,7 +233,7 @@ class _Drawing:
             host, clock = event.host, event.clock
             last = before.get(host, {})
             rose = [(other, count) for other, count in clock.items() if count > last.get(other, 0) and other != host]
-            own = clock.get(host, 0)
+            own = clock[host]
             shape = self._shapes[lane]
             depth = 1 + max([0, *[depths.get(one, 0) for one in rose], *shape.depths[-1:]])
             depths[host, own] = depth
@@ -276,7 +276,7 @@ class _Drawing:
         return self._in_logical_order(sorted(holds, key=lambda hold: (hold.begin.time, hold.token)), marks)
 
     def _hold(self, grant: GrantLine, lane: int, end_us: int, over: Literal["release", "expiry", "open"]) -> Hold:
-        waited_us = round(float(dict(grant.more).get("waited_ms", "0")) * 1000)
+        waited_us = _microseconds(dict(grant.more).get("waited_ms", "0"))
         begin, end = self._place(lane, grant.time_us), self._place(lane, max(end_us, grant.time_us))
         asked = self._place(lane, grant.time_us - waited_us)
         return Hold(lane, grant.lock, grant.mode, grant.token, asked, begin, end, over, waited_us)
@@ -430,6 +430,24 @@ class _Drawing:
             last = note
 
 
+def _reads(event: Event) -> bool:
+    """Tell whether an event has what every line has, as it should be; one of a damaged log is left out."""
+    values = event.values
+    try:
+        parse_token(values["token"])
+        return event.host in event.clock and bool(values["file"] and values["id"]) and int(values["seq"]) >= 0
+    except (KeyError, ValueError):
+        return False
+
+
+def _microseconds(milliseconds: str) -> int:
+    """Return a wait as grants.log tells it; one that does not read counts as none."""
+    try:
+        return max(0, round(float(milliseconds) * 1000))
+    except (ValueError, OverflowError):
+        return 0
+
+
 def _strike(marks: Sequence[Mark]) -> None:
     """Strike out, for each undo, the newest mark of that op in its lane."""
     newest: dict[tuple[int, str], Mark] = {}
@@ -466,7 +484,7 @@ def _is_in(histories: Mapping[str, Journal], event: Event) -> bool:
     """Tell whether the version that an op made is in its file's history."""
     journal, seq = histories.get(event.values["file"]), int(event.values["seq"])
     hashes = journal.hashes[seq - 1 : seq] if journal is not None else ()
-    return [hash_.hex()[:12] for hash_ in hashes] == [event.values["hash"]]
+    return [hash_.hex()[:12] for hash_ in hashes] == [event.values.get("hash")]
 
 
 def _newest(journal: Journal) -> tuple[int, int]:

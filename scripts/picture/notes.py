@@ -31,7 +31,7 @@ _KINDS: Final[tuple[tuple[NoteKind, re.Pattern[str]], ...]] = (
     ("undone", re.compile(r"undid the newest ")),
 )
 _SESSION: Final = re.compile(r"session \d+ of (\S+) is (open|over)(?:: (.*))?")
-_FENCED: Final = re.compile(r"refused a push of \S+ to .*: its token (\d+\.\d+) is fenced by \d+\.\d+")
+_FENCED: Final = re.compile(r"refused a push of \S+ to .*: its token ([0-9.]+) is fenced by [0-9.]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +105,14 @@ def _read_log(path: Path) -> list[NoteLine]:
 
 def _parse(line: str) -> NoteLine | None:
     time, _, text = line.partition(" ")
+    fenced = _FENCED.fullmatch(text)
     try:
-        time_us = parse_time(time)
+        time_us, token = parse_time(time), parse_token(fenced[1]) if fenced else 0
     except ValueError:
         return None
     for kind, pattern in _KINDS:
         if pattern.match(text):
-            fenced = _FENCED.fullmatch(text)
-            return NoteLine(time_us, kind, text, parse_token(fenced[1]) if fenced else 0)
+            return NoteLine(time_us, kind, text, token)
     return NoteLine(time_us, "note", text)
 
 

@@ -91,7 +91,7 @@ function stepsFrom(mark) {
 
 /** What the file held at a version, and what the op changed. */
 function versionOf(mark, values) {
-  const history = run.histories[values.file];
+  const history = Object.hasOwn(run.histories, values.file) ? run.histories[values.file] : null;
   const seq = Number(values.seq);
   const about = (text) => [element("p", text, "faint")];
   if (seq === 0) return about("Version 0 is the empty file.");

@@ -10,6 +10,7 @@ from string import Template
 from typing import Any, Final
 
 from common.eventlog import VERBS
+from common.printing import printable
 from common.tokens import format_token
 from scripts.picture.model import Picture, Place
 from scripts.verdict.evidence import Journal
@@ -29,7 +30,7 @@ def as_page(picture: Picture) -> str:
     # Nothing is loaded, and nothing runs but these two, whatever the files of the run hold.
     policy = f"default-src 'none'; img-src data:; script-src {sums['script']}; style-src {sums['style']}"
     return Template(_text("page.html")).substitute(
-        POLICY=policy, TITLE=html.escape(picture.title), STYLE=style, RUN=_as_json(picture), SCRIPT=script
+        POLICY=policy, TITLE=html.escape(printable(picture.title)), STYLE=style, RUN=_as_json(picture), SCRIPT=script
     )
 
 
@@ -101,7 +102,7 @@ def _as_json(picture: Picture) -> str:
         "histories": _histories(picture.histories),
         "missing": picture.missing,
     }
-    return json.dumps(run, ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    return json.dumps(run, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def _at(place: Place) -> list[float]:
