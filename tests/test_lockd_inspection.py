@@ -1,5 +1,7 @@
 """What an Inspection tells, one group at a time: members, locks, why each waiter waits, figures and faults."""
 
+import itertools
+
 import pytest
 
 from common.histogram import BUCKETS, Histogram, quantile_us, since
@@ -8,6 +10,7 @@ from common.limits import (
     INSPECT_LOCKS_MAX,
     INSPECT_MEMBERS_MAX,
     INSPECT_NAMES_MAX,
+    INSPECT_ROUTES_MAX,
     INSPECT_WAITERS_MAX,
 )
 from common.messages import (
@@ -41,12 +44,16 @@ def desk() -> Desk:
     return desk
 
 
+_routes = itertools.count()
+
+
 def inspected(desk: Desk, lock: str = "") -> Inspection:
     """Return what is told to somebody without a session."""
-    (answer,) = desk.core.handle(b"somebody", Inspect(9, lock), desk.now_ns)
+    route = f"somebody-{next(_routes)}".encode()
+    (answer,) = desk.core.handle(route, Inspect(9, lock), desk.now_ns)
     assert isinstance(answer, Send)
     assert isinstance(answer.message, Inspection)
-    assert (answer.route, answer.message.request) == (b"somebody", 9)
+    assert (answer.route, answer.message.request) == (route, 9)
     return answer.message
 
 
@@ -288,6 +295,15 @@ def test_an_inspection_changes_nothing(desk: Desk) -> None:
     assert (repr((desk.core.locks, desk.core.sessions)), desk.core.deadline_ns()) == before
     desk.pass_time(TTL_NS - S)
     assert not desk.core.sessions, "to look on renews no lease"
+
+
+def test_who_asks_again_at_once_is_not_answered(desk: Desk) -> None:
+    """Or the answers of one that does not read them would pile up."""
+    assert desk.core.handle(b"x", Inspect(1, ""), desk.now_ns)
+    assert not desk.core.handle(b"x", Inspect(2, ""), desk.now_ns + 49 * MS)
+    assert desk.core.handle(b"x", Inspect(3, ""), desk.now_ns + 50 * MS)
+    told = [desk.core.handle(b"%d" % each, Inspect(1, ""), desk.now_ns + 51 * MS) for each in range(100)]
+    assert len([one for one in told if one]) == INSPECT_ROUTES_MAX - 1, "x is one of them"
 
 
 # Figures and faults

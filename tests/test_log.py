@@ -397,6 +397,40 @@ def test_a_log_that_was_cut_goes_on_at_its_new_end(tmp_path: Path) -> None:
     assert [log.head(), log.head()] == [other, None]
 
 
+@pytest.mark.parametrize("count", [1, 9])
+def test_a_log_that_another_one_replaces_is_read_from_its_beginning(tmp_path: Path, count: int) -> None:
+    """A client's directory was lost, and under the same name another replica began there."""
+    old = [event("a", {"a": number}, number) for number in range(1, 6)]
+    new = [event("a#2", {"a": 5, "a#2": number}, 10 + number) for number in range(1, count + 1)]
+    write_log(tmp_path / "a", old)
+    log = EventLog(tmp_path / "a/events.log", lambda *wrong: pytest.fail(str(wrong)))
+    assert [log.head() for _ in range(6)] == [*old, None]
+    write_log(tmp_path / "other", new)
+    (tmp_path / "other/events.log").rename(tmp_path / "a/events.log")
+    assert [log.head() for _ in range(count + 1)] == [*new, None]
+
+
+def test_a_shorter_log_in_the_place_of_the_same_inode_is_known_by_its_beginning(tmp_path: Path) -> None:
+    write_log(tmp_path, [event("a", {"a": number}, number) for number in range(1, 6)])
+    log = EventLog(tmp_path / "events.log", lambda *wrong: pytest.fail(str(wrong)))
+    while log.head():
+        pass
+    new = event("a#2", {"a": 5, "a#2": 1}, 10)
+    write_log(tmp_path, [new])
+    assert [log.head(), log.head()] == [new, None]
+
+
+@pytest.mark.parametrize("count", ["99999999999999999999", "9" * 40])
+def test_a_count_beyond_all_integers_is_left_out_in_words(tmp_path: Path, shown: Shown, count: str) -> None:
+    write_log(tmp_path / "a", [event("a", {"a": 1}, 1)])
+    with (tmp_path / "a/events.log").open("a") as log:
+        log.write(event("a", {"a": 2}, 2).line.decode().replace('"a":2', f'"a":{count}') + "\n")
+    for words in ((), ("--why", "a:1")):
+        done = shown(str(tmp_path / "a"), *words)
+        assert done.code == 1
+        assert "Traceback" not in done.err
+
+
 def peak_kib(*arguments: object) -> int:
     """Return the most memory that a child had, without what it had of ours before it began."""
     program = (

@@ -309,6 +309,21 @@ def test_top_gives_the_terminal_back_however_it_ends(up: Group, how: str) -> Non
         assert terminal.end() == EXIT_OK
 
 
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGQUIT])
+def test_top_gives_the_terminal_back_before_a_signal_ends_it(up: Group, number: signal.Signals) -> None:
+    with Terminal(up, 80, 24) as terminal:
+        terminal.shows("MEMBER")
+        terminal.send(number)
+        assert terminal.end() == 128 + number
+
+
+@pytest.mark.parametrize("command", ["members", "status"])
+def test_a_closed_stdout_ends_nothing_in_a_traceback(up: Group, command: str) -> None:
+    line = f'exec "$0" -P -m client {command} --lockd {up.endpoint} >&-'
+    done = subprocess.run(["sh", "-c", line, sys.executable], stderr=subprocess.PIPE, timeout=25, check=False)
+    assert (done.returncode, done.stderr) == (EXIT_OK, b"")
+
+
 def test_top_goes_on_over_a_restart_of_lockd(group: Group) -> None:
     lockd = group.lockd("--ttl", "1s")
     group.serving("a")

@@ -1,6 +1,7 @@
 """--metrics of lockd and clients: what a scrape tells, hostile file names, bad addresses; and README's alerts."""
 
 import re
+import select
 import signal
 import socket
 import threading
@@ -19,7 +20,7 @@ from common.errors import EXIT_OK, EXIT_REFUSED, EXIT_WRONG_USE
 from common.grantlog import parse_grant
 from common.histogram import Histogram
 from common.messages import Fenced, FromReplica, Push
-from common.metrics import histogram
+from common.metrics import CONNECTIONS_MAX, histogram
 from common.records import EMPTY
 from common.sockets import caller
 from common.tokens import make_token
@@ -262,6 +263,33 @@ def test_a_reader_that_goes_away_is_let_go(group: Group) -> None:
     assert (done.code, done.err) == (EXIT_OK, "")
 
 
+def test_idle_readers_never_take_what_clients_need(group: Group) -> None:
+    """Connections beyond a bound are closed at once, and as soon as one has gone there is room again."""
+    lockd = group.lockd("--metrics", *NOWHERE)
+    match = re.search(r"http://127.0.0.1:(\d+)/", lockd.out.decode())
+    assert match is not None
+    address = "127.0.0.1", int(match[1])
+    held: list[socket.socket] = []
+    try:
+        held += [socket.create_connection(address, 25) for _ in range(CONNECTIONS_MAX + 1)]
+        closed, _, _ = select.select(held, [], [], 25)
+        assert [one.recv(1) for one in closed] == [b""], "one too many is closed, before the others are for idleness"
+        group.serving("a")
+    finally:
+        for one in held:
+            one.close()
+    until(lambda: _is_served(address), "there is room again")
+
+
+def _is_served(address: tuple[str, int]) -> bool:
+    with socket.create_connection(address, 25) as reader:
+        reader.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        try:
+            return reader.recv(15).startswith(b"HTTP/1.0 200")
+        except ConnectionError:
+            return False
+
+
 def test_an_address_in_use_is_refused_before_anything_is_made(group: Group) -> None:
     group.lockd()
     made = sorted(path.name for path in group.path().iterdir())
@@ -288,6 +316,7 @@ def test_an_address_in_use_is_refused_before_anything_is_made(group: Group) -> N
         ("::1:9464", "an address reads HOST:PORT, as in 127.0.0.1:9464"),
         ("here:", "'' is no port; use 1 to 65535, or 0 for a free one"),
         ("here:65536", "'65536' is no port; use 1 to 65535, or 0 for a free one"),
+        ("here:00099999", "'00099999' is no port; use 1 to 65535, or 0 for a free one"),
         ("here:http", "'http' is no port; use 1 to 65535, or 0 for a free one"),
     ],
 )

@@ -19,7 +19,7 @@ from scripts.picture.model import LOCKD, Mark, Picture, draw
 from scripts.picture.notes import apart, read_notes
 from scripts.picture.page import as_page
 from scripts.picture.svg import as_svg
-from scripts.picture.write import write_page
+from scripts.picture.write import write, write_page
 from scripts.verdict.load import find, open_run
 from tests.evidence import NOTES, PLANS, Group, good_group, write_run
 
@@ -297,6 +297,45 @@ def test_lines_that_do_not_read_are_left_out_and_the_rest_is_drawn(tmp_path: Pat
     assert len(picture_of(directory).marks) == whole - 1
 
 
+MOMENT = "2027-01-15T08:00:00.000000Z"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("client-1/events.log", " token=1.2", ""),
+        ("client-1/events.log", " token=1.2", " token=x"),
+        ("client-1/events.log", " seq=2", " seq=two"),
+        ("client-1/events.log", " file=notes.txt", ""),
+        ("client-1/events.log", "Z client-1 {", "Z ghost {"),
+        ("lockd/grants.log", "client=client-1", "client=client-1 waited_ms=nan"),
+        ("lockd/grants.log", "client=client-1", "client=client-1 waited_ms=1e400"),
+        ("lockd/grants.log", "client=client-1", "client=client-1 waited_ms=x"),
+        ("client-0/client.log", "", f"{MOMENT} refused a push of x to f: its token 9.9.9 is fenced by 1.2\n"),
+        ("client-0/client.log", "", f"{MOMENT} refused a push of x to f: its token ٣.٣ is fenced by 1.2\n"),
+        ("lockd/lockd.log", "", "2027-02-31T08:00:00.000000Z session 5 of client-0 is over: x\n\x00\n"),
+        ("faults.jsonl", "", '[]\nnull\n{"begin": 1}\n' + "[" * 100_000 + "\n"),
+        ("faults.jsonl", "", f'{{"begin": "{MOMENT}", "end": "{MOMENT}", "victim": "lockd", "text": "\\ud800"}}\n'),
+    ],
+)
+def test_of_what_is_damaged_the_rest_is_drawn(tmp_path: Path, name: str, old: str, new: str) -> None:
+    directory = write_run(good_group(), tmp_path)
+    path = directory / name
+    text = path.read_text("utf-8") if path.exists() else ""
+    assert old in text
+    path.write_text(text.replace(old, new) if old else new, "utf-8")
+    picture = picture_of(directory)
+    assert len(picture.marks) > 15
+    assert data_of(write_page([directory]).read_text("utf-8"))["lanes"] == picture.lanes
+    minidom.parseString(as_svg(picture).encode("utf-8", "replace"))
+
+
+def test_a_directory_whose_name_is_no_text_is_drawn(tmp_path: Path) -> None:
+    directory = write_run(good_group(), tmp_path / "run\udcff")
+    assert "\\u" in write_page([directory]).read_text("utf-8")
+    write(directory / "timeline.svg", as_svg(picture_of(directory)))
+
+
 def test_the_page_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
     directory = write_run(good_group(), tmp_path)
     page = write_page([directory]).read_text("utf-8")
@@ -399,12 +438,12 @@ def test_the_command_tells_what_is_wrong_in_one_line(tmp_path: Path) -> None:
 
 def test_a_picture_of_too_many_events_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from common.errors import CommandError
-    from scripts.picture import write
+    from scripts.picture import write as writing
 
     directory = write_run(good_group(), tmp_path)
-    monkeypatch.setattr(write, "MARKS_MAX", 10)
+    monkeypatch.setattr(writing, "MARKS_MAX", 10)
     with pytest.raises(CommandError, match="leave --svg out"):
-        write.svg_of(write.read_picture([directory]))
+        writing.svg_of(writing.read_picture([directory]))
 
 
 def test_a_run_without_events_is_drawn_as_well(tmp_path: Path) -> None:
