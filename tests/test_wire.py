@@ -1,7 +1,7 @@
 """Messages and records as bytes: nothing is lost, nothing else is let in, and nothing ever moves."""
 
 import types
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import msgpack
 import pytest
@@ -12,7 +12,7 @@ from common.clock import Clock
 from common.messages import FromLockd, FromReplica, Message, Push, ToLockd, ToReplica
 from common.names import file_name_problem, is_host, is_op_id
 from common.records import EMPTY, Record, Version, chain
-from common.values import Hash, Number, Part
+from common.values import TIME_US_MAX, Hash, Moment, Number, Part
 from common.wire import PROTOCOL_VERSION, WireError, decode, encode, encode_record, version_after
 
 UNIONS: tuple[Any, ...] = (ToLockd, FromLockd, ToReplica, FromReplica)
@@ -47,6 +47,7 @@ def values_of(hint: Any, name: str = "") -> st.SearchStrategy[Any]:
         return BY_NAME[name]
     simple: dict[Any, st.SearchStrategy[Any]] = {
         Number: NUMBERS,
+        Moment: st.integers(0, TIME_US_MAX),
         Hash: st.binary(min_size=16, max_size=16),
         str: st.text(max_size=20),
         bytes: st.binary(max_size=50),
@@ -54,6 +55,8 @@ def values_of(hint: Any, name: str = "") -> st.SearchStrategy[Any]:
     }
     if hint in simple:
         return simple[hint]
+    if get_origin(hint) is Annotated:
+        return values_of(get_args(hint)[0], name)
     if isinstance(hint, type) and issubclass(hint, Part):
         return messages_of(hint)
     origin, arguments = get_origin(hint), get_args(hint)
