@@ -173,6 +173,7 @@ class _Drawing:
     def __init__(self, title: str, clients: Sequence[Client], grants: Sequence[GrantLine], told: RunNotes) -> None:
         self._title, self._clients, self._grants, self._told = title, clients, grants, told
         self._lanes = [LOCKD, *[client.name for client in clients]]
+        self._clients_lanes = {client.name: lane for lane, client in enumerate(clients, 1)}
         self._lane_of: dict[str, int] = {}
         self._shapes = [_Lane() for _ in self._lanes]
         moments = [line.event.time_us for client in clients for line in client.lines]
@@ -388,13 +389,11 @@ class _Drawing:
 
     def _lane(self, host: str) -> int | None:
         """Return the lane of a host; of one that has no event, by its name."""
-        if host in self._lane_of:
-            return self._lane_of[host]
-        return self._lanes.index(host) if host in self._lanes[1:] else None
+        return self._lane_of.get(host, self._clients_lanes.get(host))
 
     def _notes_by_lane(self) -> list[tuple[int, Sequence[NoteLine]]]:
-        named = [(LOCKD, self._told.lockd), *self._told.clients.items()]
-        return [(self._lanes.index(name), notes) for name, notes in named if name in self._lanes]
+        clients = [(self._clients_lanes[name], notes) for name, notes in self._told.clients.items()]
+        return [(0, self._told.lockd), *clients]
 
     def _draw_spans(self) -> list[Span]:
         """Draw where a process was down or apart from lockd, and what was done to the run on purpose."""
@@ -411,8 +410,9 @@ class _Drawing:
                 for begin_us, end_us, text in stretches:
                     span(own, "apart", begin_us, end_us, text)
         for fault in self._told.faults:
-            if fault.victim in self._lanes:
-                span(self._lanes.index(fault.victim), "fault", fault.begin_us, fault.end_us, fault.text)
+            victim = 0 if fault.victim == LOCKD else self._clients_lanes.get(fault.victim)
+            if victim is not None:
+                span(victim, "fault", fault.begin_us, fault.end_us, fault.text)
         return spans
 
     def _down(self, lane: int, notes: Sequence[NoteLine]) -> Iterator[tuple[int, int, str]]:
