@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from common.errors import CommandError
+from common.eventlog import parse_time
 from scripts.faults import __main__ as command
 from scripts.faults import namespaces
 from scripts.faults.disks import Limited, Mounted
@@ -25,6 +26,7 @@ from scripts.faults.outcomes import Outcomes
 from scripts.faults.proxy import Proxy
 from scripts.faults.schedule import KINDS, LOCKD, Fault, draw_faults
 from scripts.launching.reports import OpBegan, OpEnded
+from scripts.picture.write import read_picture
 from scripts.verdict.load import open_run
 
 COMMAND = (sys.executable, "-P", "-m", "scripts.faults")
@@ -320,6 +322,12 @@ def test_a_group_survives_every_kind_that_needs_no_rights(tmp_path: Path) -> Non
     assert f"{sum(line['outcome'] == 'ok' for line in told)} ok" in said
     run = json.loads((tmp_path / "run" / "run.json").read_text())
     assert run["finished"] and not run["stopped"] and run["faults"] == list(KINDS)
+    faults = [json.loads(line) for line in (tmp_path / "run" / "faults.jsonl").read_text().splitlines()]
+    assert len(faults) == sum(injected for injected, _ in counts.values())
+    assert all(parse_time(fault["begin"]) <= parse_time(fault["end"]) for fault in faults)
+    picture = read_picture([tmp_path / "run"])
+    drawn = [(picture.lanes[span.lane], span.text) for span in picture.spans if span.kind == "fault"]
+    assert sorted(drawn) == sorted((fault["victim"], fault["text"]) for fault in faults)
 
 
 def test_one_of_a_kind_is_counted_as_one(tmp_path: Path) -> None:

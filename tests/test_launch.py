@@ -28,6 +28,7 @@ from scripts.launching.plan import Plan
 from scripts.launching.processes import Child
 from scripts.launching.reports import OpBegan, OpEnded, describe, parse_report, printable
 from scripts.launching.view import WAITING_BYTES_MAX, Paper
+from scripts.picture.write import read_picture
 
 DEADLINE_S = 20.0
 COMMAND = (sys.executable, "-P", "-m", "scripts.launcher")
@@ -341,6 +342,15 @@ def test_chaos_shows_three_faults_and_what_followed(tmp_path: Path) -> None:
     assert re.search(r"lockd is back: its first grant is 2\.1, larger than all before", run.out)
     assert run.verdict == dict.fromkeys((*PROPERTIES, "outcomes"), "✔")
     assert run.record["faults"] == ["kill", "pause", "lockd-kill"]
+    picture = read_picture([run.directory])
+    fenced = {
+        (picture.lanes[arrow.source], picture.lanes[arrow.target], arrow.label)
+        for arrow in picture.arrows
+        if arrow.kind == "fenced"
+    }
+    assert {(whose, who, token) for who, whose, token in refused} <= fenced
+    down = {picture.lanes[span.lane] for span in picture.spans if span.kind == "down"}
+    assert down >= {"client-2", "lockd"}
 
 
 def test_no_process_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
