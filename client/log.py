@@ -17,6 +17,7 @@ from common.names import is_op_id
 from common.printing import printable
 
 _POLL_S: Final = 0.05
+"""How often logs that are followed are looked at: files have nothing to wait on that every file system has."""
 _NEW_LOGS_S: Final = 0.25
 PATIENCE_S: Final = 0.5
 """How long a line is waited for that others know of: it is in its log before they can, unless it is lost."""

@@ -24,6 +24,14 @@ class GrantLine(Value, frozen=True):
     client: str
     more: tuple[tuple[str, str], ...] = ()
 
+    @property
+    def waited_us(self) -> int:
+        """Return how long a grant's request had waited, in microseconds; 0 where the line does not say, or not well."""
+        try:
+            return max(0, round(float(dict(self.more).get("waited_ms", "0")) * 1000))
+        except (ValueError, OverflowError):
+            return 0
+
 
 def format_grant(line: GrantLine) -> str:
     """Write one line, without its newline."""

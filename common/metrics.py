@@ -115,10 +115,7 @@ def counter(name: str, about: str, value: int) -> Metric:
 
 def counters(name: str, about: str, labels: Sequence[str], values: Iterable[tuple[Labels, float]]) -> Metric:
     """Return a counter for each tuple of label values."""
-    family = CounterMetricFamily(name, about, labels=labels)
-    for key, value in values:
-        family.add_metric(key, value)
-    return family
+    return _labelled(CounterMetricFamily(name, about, labels=labels), values)
 
 
 def gauge(name: str, about: str, value: float) -> Metric:
@@ -128,7 +125,12 @@ def gauge(name: str, about: str, value: float) -> Metric:
 
 def gauges(name: str, about: str, labels: Sequence[str], values: Iterable[tuple[Labels, float]]) -> Metric:
     """Return a gauge for each tuple of label values."""
-    family = GaugeMetricFamily(name, about, labels=labels)
+    return _labelled(GaugeMetricFamily(name, about, labels=labels), values)
+
+
+def _labelled(
+    family: CounterMetricFamily | GaugeMetricFamily, values: Iterable[tuple[Labels, float]]
+) -> CounterMetricFamily | GaugeMetricFamily:
     for key, value in values:
         family.add_metric(key, value)
     return family

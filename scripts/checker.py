@@ -1,26 +1,19 @@
 """scripts/check: judge a finished run from its files alone."""
 
-import argparse
 import io
 import json
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Final
 
+from scripts.parsing import Parser, add_run_directories
 from scripts.verdict.finding import Finding
 from scripts.verdict.load import NoRun, open_run
 from scripts.verdict.properties import PROPERTIES, judge
 
 _NAME_WIDTH: Final = max(map(len, PROPERTIES)) + 2
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def check(directories: Sequence[Path]) -> tuple[Finding, ...]:
@@ -45,17 +38,11 @@ def as_json(findings: Sequence[Finding]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0 all ✔, 1 some ✘, 2 no run there."""
-    parser = _Parser(
+    parser = Parser(
         prog="scripts/check",
         description="Judge a finished run from its files alone: one line per property, exit code 1 on any ✘.",
     )
-    parser.add_argument(
-        "directories",
-        nargs="+",
-        metavar="RUN_DIR",
-        type=Path,
-        help="what scripts/launch made, or the data directories of clients and lockd, in any order",
-    )
+    add_run_directories(parser)
     parser.add_argument("--json", action="store_true", help="print the findings as one JSON object")
     options = parser.parse_args(arguments)
     try:

@@ -1,12 +1,11 @@
 """The command `scripts/bench`."""
 
-import argparse
 import io
 import signal
 import sys
 from collections.abc import Callable, Sequence
 from types import FrameType
-from typing import Final, NoReturn
+from typing import Final
 
 from common.errors import CommandError
 from scripts.benchmark import growth, limits, locks, merged_logs, ops, recovery, startup, timeline
@@ -14,6 +13,7 @@ from scripts.benchmark.figures import Row
 from scripts.benchmark.processes import NotMeasured
 from scripts.benchmark.sampling import FULL, QUICK, Effort
 from scripts.benchmark.table import as_json, as_table
+from scripts.parsing import Parser
 
 MEASUREMENTS: Final[dict[str, Callable[[Effort], list[Row]]]] = {
     "limits": limits.measure,
@@ -39,13 +39,6 @@ class _TimeUp(Exception):
     """The time for the whole run is over."""
 
 
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
-
-
 def measure(names: Sequence[str], effort: Effort) -> tuple[list[Row], dict[str, str]]:
     """Make the measurements; return their rows, and why others could not be made."""
     rows: list[Row] = []
@@ -64,7 +57,7 @@ def measure(names: Sequence[str], effort: Effort) -> tuple[list[Row], dict[str, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, or 1 where something could not be measured."""
-    parser = _Parser(
+    parser = Parser(
         prog="scripts/bench",
         description="Measure Lockstep against the limits of this machine, in the same run; a bound that is missed is "
         "told in its row. Exit code 1 only where something could not be measured.",

@@ -4,7 +4,6 @@ See https://chromedevtools.github.io/devtools-protocol/. Messages are JSON, each
 from descriptor 3 and writes to 4.
 """
 
-import base64
 import json
 import os
 import select
@@ -150,10 +149,6 @@ class Browser:
             sent = "\r" if character == "\n" else character
             self.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=sent)
             self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
-
-    def screenshot(self, path: Path) -> None:
-        """Write the viewport as a PNG."""
-        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
 
     def _until(self, condition: Callable[[], bool]) -> None:
         deadline_s = time.monotonic() + self._timeout_s

@@ -1,45 +1,31 @@
 """The command `scripts/export`."""
 
-import argparse
 import io
 import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from client.event_logs import EventLog
 from client.merge import Merge
 from common.printing import printable
 from scripts.exporting.shiviz import Mended, TooManyLost
 from scripts.exporting.trace import trace
+from scripts.parsing import Parser, add_run_directories
 from scripts.verdict.load import NoRun, find, open_run
-
-
-class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command; return its exit code: 0, 1 where a log is damaged too much, 2 no run there."""
-    parser = _Parser(
+    parser = Parser(
         prog="scripts/export",
         description="Write a run to stdout as other tools read it. What crashes have cut off is put back, and told.",
     )
     kinds = parser.add_mutually_exclusive_group(required=True)
     kinds.add_argument("--shiviz", action="store_true", help="a log that ShiViz and TSViz open as a file")
     kinds.add_argument("--trace", action="store_true", help="a trace that Perfetto and chrome://tracing open")
-    parser.add_argument(
-        "directories",
-        nargs="+",
-        metavar="RUN_DIR",
-        type=Path,
-        help="what scripts/launch made, or the data directories of clients and lockd, in any order",
-    )
+    add_run_directories(parser)
     options = parser.parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")

@@ -5,13 +5,13 @@ of each lock. Arrows go from an op to where it was taken in, and from a hold to 
 Slices of one thread may not overlap, so what overlaps goes into lanes, a thread each.
 """
 
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import count
 
 from common.eventlog import Event
 from common.tokens import format_token
+from scripts.picture.handed_on import handed_on
 from scripts.verdict.copies import owner_by_line, owners
 from scripts.verdict.evidence import Evidence
 
@@ -141,7 +141,7 @@ def _holds(evidence: Evidence) -> list[Hold]:
                 lock=line.lock,
                 client=line.client,
                 exclusive=line.mode == "exclusive",
-                waited_us=_microseconds(dict(line.more).get("waited_ms", "0")),
+                waited_us=line.waited_us,
             )
         elif (hold := holds.get(line.token)) is not None:
             hold.end_us = line.time_us
@@ -151,27 +151,10 @@ def _holds(evidence: Evidence) -> list[Hold]:
     return list(holds.values())
 
 
-def _microseconds(milliseconds: str) -> int:
-    try:
-        return round(float(milliseconds) * 1000)
-    except (ValueError, OverflowError):
-        return 0
-
-
 def _hand_offs(holds: Sequence[Hold]) -> Iterator[Arrow]:
-    """A lock hands a reader what its last writer left, and a writer what the readers since then left, too."""
-    writers: dict[str, Hold] = {}
-    readers: defaultdict[str, list[Hold]] = defaultdict(list)
-    for hold in holds:
-        before = [writers[hold.lock]] if hold.lock in writers else []
-        if hold.exclusive:
-            before = readers.pop(hold.lock, []) or before
-            writers[hold.lock] = hold
-        else:
-            readers[hold.lock].append(hold)
-        for former in before:
-            if former.end_us <= hold.begin_us + _POINT_US:
-                yield Arrow("hand-off", former, former.end_us, hold, hold.begin_us)
+    for former, hold in handed_on(holds):
+        if former.end_us <= hold.begin_us + _POINT_US:
+            yield Arrow("hand-off", former, former.end_us, hold, hold.begin_us)
 
 
 def _op(event: Event, hold: Hold | None) -> Slice:

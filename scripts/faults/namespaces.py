@@ -79,12 +79,12 @@ class Namespaces:
             self._rule("del", sender, receiver)
 
     def delay(self, client: str, seconds: float) -> None:
-        """Not here."""
-        raise NotImplementedError
+        """Never asked for: such faults are drawn only where a proxy stands in the way (scripts.faults.network)."""
+        raise NotImplementedError("a way between namespaces is open or cut; only a proxy can do more")
 
     def reset(self, client: str) -> None:
-        """Not here."""
-        raise NotImplementedError
+        """Never asked for: such faults are drawn only where a proxy stands in the way (scripts.faults.network)."""
+        raise NotImplementedError("a way between namespaces is open or cut; only a proxy can do more")
 
     def close(self) -> None:
         """Remove the namespaces, and with them all that is in them."""

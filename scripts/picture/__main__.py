@@ -7,6 +7,7 @@ from typing import Final
 
 from common.errors import EXIT_OK, EXIT_WRONG_USE, CommandError, end_with
 from scripts.launcher import Parser, near
+from scripts.parsing import add_run_directories
 from scripts.picture.page import as_page
 from scripts.picture.svg import MARKS_MAX
 from scripts.picture.write import read_picture, svg_of, write
@@ -41,13 +42,7 @@ def _parser() -> Parser:
         description="Draw a run as a space-time diagram: one page that needs nothing else. Prints where it is.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "directories",
-        nargs="+",
-        metavar="RUN_DIR",
-        type=Path,
-        help="what scripts/launch made, or the data directories of clients and lockd, in any order",
-    )
+    add_run_directories(parser)
     parser.add_argument(
         "--svg", action="store_true", help=f"an SVG in logical time instead, of up to {MARKS_MAX} events"
     )

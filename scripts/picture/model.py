@@ -17,6 +17,7 @@ from typing import Final, Literal
 from common.eventlog import Event
 from common.grantlog import GrantLine
 from common.tokens import format_token, parse_token
+from scripts.picture.handed_on import handed_on
 from scripts.picture.notes import NoteKind, NoteLine, RunNotes, apart
 from scripts.verdict.copies import owner_by_line, owners
 from scripts.verdict.evidence import Client, Evidence, Journal
@@ -77,6 +78,11 @@ class Hold:
     served: tuple[float, float] = (0.0, 0.0)
     first: int = -1
     last: int = -1
+
+    @property
+    def exclusive(self) -> bool:
+        """Tell whether it is a writer's."""
+        return self.mode == "exclusive"
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,10 +283,9 @@ class _Drawing:
         return self._in_logical_order(sorted(holds, key=lambda hold: (hold.begin.time, hold.token)), marks)
 
     def _hold(self, grant: GrantLine, lane: int, end_us: int, over: Literal["release", "expiry", "open"]) -> Hold:
-        waited_us = _microseconds(dict(grant.more).get("waited_ms", "0"))
         begin, end = self._place(lane, grant.time_us), self._place(lane, max(end_us, grant.time_us))
-        asked = self._place(lane, grant.time_us - waited_us)
-        return Hold(lane, grant.lock, grant.mode, grant.token, asked, begin, end, over, waited_us)
+        asked = self._place(lane, grant.time_us - grant.waited_us)
+        return Hold(lane, grant.lock, grant.mode, grant.token, asked, begin, end, over, grant.waited_us)
 
     def _in_logical_order(self, holds: Sequence[Hold], marks: Sequence[Mark]) -> list[Hold]:
         """Put each hold around the ops that were done under it, and its end before the begin of those after it.
@@ -299,7 +304,7 @@ class _Drawing:
             own = ops.get((hold.lane, hold.token), [])
             depths = [marks[number].at.depth for number in own]
             # Beside a reader others read, in any logical order: only a writer comes before all that come later.
-            is_writer = hold.mode == "exclusive"
+            is_writer = hold.exclusive
             begin, end = hold.begin.depth, hold.end.depth
             limit = (next_any if is_writer else next_writer).get(hold.lock, float("inf"))
             granted = min(begin, limit)
@@ -331,20 +336,11 @@ class _Drawing:
     def _draw_hand_offs(self, holds: Sequence[Hold]) -> list[Arrow]:
         """Draw how each lock went on: to a reader from the writer before it, to a writer from all readers since."""
         arrows: list[Arrow] = []
-        writer: dict[str, Hold] = {}
-        readers: dict[str, list[Hold]] = defaultdict(list)
-        for hold in holds:
-            before = [writer[hold.lock]] if hold.lock in writer else []
-            if hold.mode == "exclusive":
-                before = readers.pop(hold.lock, before)
-                writer[hold.lock] = hold
-            else:
-                readers[hold.lock].append(hold)
-            for last in before:
-                if last.lane != hold.lane and last.end.time <= hold.begin.time:
-                    begin = Place(last.end.time, min(last.end.depth, hold.begin.depth))
-                    ends = last.lane, begin, hold.lane, hold.begin
-                    arrows.append(Arrow("hand-off", *ends, hold.lock, last.last, hold.first))
+        for last, hold in handed_on(holds):
+            if last.lane != hold.lane and last.end.time <= hold.begin.time:
+                begin = Place(last.end.time, min(last.end.depth, hold.begin.depth))
+                ends = last.lane, begin, hold.lane, hold.begin
+                arrows.append(Arrow("hand-off", *ends, hold.lock, last.last, hold.first))
         return arrows
 
     # Messages
@@ -438,14 +434,6 @@ def _reads(event: Event) -> bool:
         return event.host in event.clock and bool(values["file"] and values["id"]) and int(values["seq"]) >= 0
     except (KeyError, ValueError):
         return False
-
-
-def _microseconds(milliseconds: str) -> int:
-    """Return a wait as grants.log tells it; one that does not read counts as none."""
-    try:
-        return max(0, round(float(milliseconds) * 1000))
-    except (ValueError, OverflowError):
-        return 0
 
 
 def _strike(marks: Sequence[Mark]) -> None:

@@ -481,7 +481,6 @@ if (missing.length) {
 }
 drawDiagram();
 drawOverview();
-document.documentElement.dataset.ready = "yes";
 
 /** For whoever examines the page by program. */
 window.timeline = {

@@ -97,10 +97,6 @@ const view = {
     const lane = Math.floor((y - TOP + this.scroll) / this.lane);
     return lane >= 0 && lane < run.lanes.length ? lane : -1;
   },
-  pixelsOf(axis) {
-    return (this.width - this.gutter) / (axis.high - axis.low);
-  },
-
   /** Keep the view on the run. */
   keep() {
     const { low, high } = this.axis;
