@@ -49,6 +49,8 @@ from common.eventlog import format_pairs
 from common.messages import (
     Ack,
     Admitted,
+    Broken,
+    CalledBack,
     Ended,
     Fenced,
     Fetch,
@@ -62,11 +64,13 @@ from common.messages import (
     Inspection,
     InSync,
     Learn,
+    Lost,
     Member,
     Ping,
     Pong,
     Probe,
     Push,
+    Recall,
     Refused,
     Released,
     ReplicaHello,
@@ -427,8 +431,10 @@ class Client:
             case Probe():
                 if message.session == shared.session:
                     shared.tell_lockd(Here(shared.identity.epoch, shared.session, message.request))
-            case Inspection():
-                pass  # it is for operators; a replica does not ask
+            case Lost():
+                self._holder.broken(message)
+            case Recall() | Inspection() | Broken() | CalledBack():
+                pass  # for operators, and for who keeps locks; a replica does not ask for them
             case _:
                 assert_never(message)
 

@@ -19,7 +19,7 @@ from client.shared import Shared
 from common.clock import Clock, merge
 from common.eventlog import format_op, format_pairs, shorten
 from common.limits import CHANGE_BYTES_MAX
-from common.messages import Acquire, Cancel, Drop, Fenced, Grant, InSync, Push, Refused, Release, Released
+from common.messages import Acquire, Cancel, Drop, Fenced, Grant, InSync, Lost, Push, Refused, Release, Released
 from common.records import Record, Version, splice
 from common.tokens import format_token
 from common.wire import version_after
@@ -194,6 +194,13 @@ class Holder:
                 self._fail(op, f"fenced: token {token} is older than {promised}, which {who} has promised")
                 return
 
+    def broken(self, message: Lost) -> None:
+        """End the op whose lock an operator has taken away."""
+        for op in self._ops:
+            if op.token == message.token and op.file == message.lock:
+                self._fail(op, f"its lock was lost: {message.reason}", release=False)
+                return
+
     def released(self, message: Released) -> None:
         """Give out a read's value if its token was still current."""
         op = self._by_request.get(message.request)
@@ -269,7 +276,19 @@ class Holder:
             mode = "shared"
         wait_ns = max(0, op.deadline_ns - shared.now_ns)
         shared.tell_lockd(
-            Acquire(shared.identity.epoch, shared.session, op.request, op.file, "file", mode, wait_ns // 1_000_000)
+            Acquire(
+                shared.identity.epoch,
+                shared.session,
+                op.request,
+                op.file,
+                "file",
+                mode,
+                wait_ns // 1_000_000,
+                owner=0,
+                limit=0,
+                converts=0,
+                sticky=False,
+            )
         )
 
     def _settle(self, op: Op) -> None:

@@ -152,7 +152,8 @@ def lock_rows(inspection: Inspection) -> list[Row]:
 def _lock_rows(lock: LockState) -> list[Row]:
     rows: list[Row] = []
     for holder in lock.holders:
-        what = "holds" if holder.connected else "holds, link down"
+        what = "may hold" if holder.sticky else "holds"
+        what += "" if holder.connected else ", link down"
         rows.append((printable(holder.host), holder.mode, format_token(holder.token), duration(holder.held_us), what))
     if lock.holders_left_out:
         rows.append((_left_out(lock.holders_left_out), "", "", "", "hold"))
@@ -160,13 +161,15 @@ def _lock_rows(lock: LockState) -> list[Row]:
     if lock.queue_left_out:
         rows.append((_left_out(lock.queue_left_out), "", "", "", "wait"))
     head = printable(lock.lock), _state(lock), _in_sync(lock)
+    if lock.delay_ms:
+        rows.insert(len(lock.holders), ("", "", "", duration(lock.delay_ms * 1000), "lock delay left"))
     first, *more = rows or [("", "", "", "", "free")]
     return [head + first, *[("", "", "", *row) for row in more]]
 
 
 def _state(lock: LockState) -> str:
     if lock.kind == "plain":
-        return "no file"
+        return f"limit {lock.limit}" if lock.limit else "no file"
     at = f" @{lock.version.seq}" if lock.version is not None else f" {UNKNOWN}"
     return ("clean" if lock.clean else "unclean") + at
 
@@ -195,6 +198,8 @@ def _short(why: Reason) -> str:
             return "lets one catch up"
         case "absent":
             return "newest is absent"
+        case "delay":
+            return "lock delay"
         case "grace":
             return "lockd's start"
         case _:
@@ -270,11 +275,21 @@ def why_lines(inspection: Inspection, name: str) -> list[str]:
             f"nothing is known of {printable(name)}: it is no file of this group, and no lock that is held or wanted",
             *grace_lines(inspection),
         ]
-    lines = _file_lines(lock) if lock.kind == "file" else [f"{printable(name)} is a lock without a file"]
+    if lock.kind == "file":
+        lines = _file_lines(lock)
+    elif lock.limit:
+        lines = [f"{printable(name)} is a semaphore: {plural(lock.limit, 'client')} may hold it at once"]
+    else:
+        lines = [f"{printable(name)} is a lock without a file"]
     lines += [_holder_line(holder) for holder in lock.holders]
     if lock.holders_left_out:
         lines.append(f"{_left_out(lock.holders_left_out)} hold it")
     lines += _silent_lines(inspection, lock)
+    if lock.delay_ms:
+        left = duration(lock.delay_ms * 1000)
+        lines.append(
+            f"a holder has lost it and may not have heard: nobody else is granted it for the lock delay, {left}"
+        )
     if not lock.holders:
         lines.append("nobody holds it" + ("" if lock.queue else ", and nobody waits for it"))
     lines += [f"{place}. {_waiter_line(inspection, lock, place, each)}" for place, each in enumerate(lock.queue, 1)]
@@ -330,7 +345,10 @@ def _behind(replica: ReplicaState) -> str:
 def _holder_line(holder: HolderState) -> str:
     how = "exclusively" if holder.mode == "exclusive" else "shared"
     token, held = format_token(holder.token), duration(holder.held_us)
-    line = f"{printable(holder.host)} holds it {how} under token {token} for {held}"
+    verb = "may keep" if holder.sticky else "holds"
+    line = f"{printable(holder.host)} {verb} it {how} under token {token} for {held}"
+    if holder.sticky:
+        line += ", until somebody wants it"
     link = "its connection is up" if holder.connected else "its connection is down"
     lease = f"its lease has {duration(holder.lease_ms * 1000)} left"
     return f"{line}; {link}, it was heard of {duration(holder.seen_ms * 1000)} ago, {lease}"
@@ -357,6 +375,8 @@ def _waiter_line(inspection: Inspection, lock: LockState, place: int, waiter: Wa
         case "absent":
             absent = _names(each.host for each in lock.replicas if each.standing == "absent")
             return f"{who}: only absent clients hold the newest version: {absent}; start one"
+        case "delay":
+            return f"{who} for the end of the lock delay; it is next"
         case "grace":
             left = duration(inspection.grace_ms * 1000)
             return f"{who}: the grace after lockd's start, {left} left for {_names(inspection.expected)}"

@@ -32,6 +32,9 @@ LOCKS_MAX: Final = 200_000
 WAITERS_MAX: Final = 10_000
 """Waiters of one lock."""
 
+SEMAPHORE_MAX: Final = 10_000
+"""Largest limit of a semaphore."""
+
 ANSWERS_KEPT_MAX: Final = 64
 """How many answers lockd keeps per session, so that a repeated request gets its first answer."""
 

@@ -16,6 +16,9 @@ from common.values import Hash, Moment, Number, Part
 
 Kind = Literal["file", "plain"]
 Mode = Literal["exclusive", "shared"]
+Cause = Literal["request", "wait", "deadlock", "lost"]
+"""Why something is refused: for what it asks, or who asks; no grant in time; the wait would never end; the lock that it
+builds on is lost."""
 
 
 class Message(Part, frozen=True):
@@ -59,21 +62,25 @@ class Member(Part, frozen=True):
 
 
 class Held(Part, frozen=True):
-    """A lock without a file that a client holds, and has not begun to give back."""
+    """A lock without a file that a client holds, and has not begun to give back; `owner`, `limit` and `sticky` as in
+    its Acquire and Grant."""
 
     lock: str
     token: Number
     mode: Mode
+    owner: Number
+    limit: Number
+    sticky: bool
 
 
 # Parts of an Inspection
 
 ReplicaStanding = Literal["in sync", "learner", "absent"]
 """A replica's part in a file: a live member of its in-sync set, a live one outside of that, or an absent member."""
-Reason = Literal["grace", "disconnected", "absent", "learning", "learner", "holder", "turn"]
+Reason = Literal["grace", "disconnected", "absent", "learning", "learner", "delay", "holder", "turn"]
 """Why a waiter has to wait: lockd has started anew and waits for others; its connection is down; the in-sync set is
-absent; it is not in the in-sync set; it comes next, when a learner before it has caught up, or when the holders let go;
-or others come before it."""
+absent; it is not in the in-sync set; it comes next, when a learner before it has caught up, when the lock delay is
+over, or when the holders let go; or others come before it."""
 
 
 class MemberState(Part, frozen=True):
@@ -101,7 +108,10 @@ class MemberState(Part, frozen=True):
 
 
 class HolderState(Part, frozen=True):
-    """A hold. `seen_ms` and `lease_ms` are of its session, as in a MemberState."""
+    """A hold. `seen_ms` and `lease_ms` are of its session, as in a MemberState.
+
+    One that is `sticky` may be kept unused until somebody else wants the lock.
+    """
 
     host: str
     token: Number
@@ -110,6 +120,7 @@ class HolderState(Part, frozen=True):
     connected: bool
     seen_ms: Number
     lease_ms: Number
+    sticky: bool
 
 
 class WaiterState(Part, frozen=True):
@@ -136,11 +147,14 @@ class ReplicaState(Part, frozen=True):
 class LockState(Part, frozen=True):
     """A lock. A file is `clean` at its `version`; of an unclean one that is the newest known to be acknowledged.
 
-    `replicas` has the in-sync set, and the live replicas outside of it.
+    `replicas` has the in-sync set, and the live replicas outside of it. `limit` is a semaphore's, else 0. Of the last
+    holders some were lost, and may not have heard of it: `delay_ms` from now they have.
     """
 
     lock: str
     kind: Kind
+    limit: Number
+    delay_ms: Number
     clean: bool
     version: Version | None
     holders: tuple[HolderState, ...]
@@ -213,7 +227,12 @@ class Ping(Message, frozen=True, tag=3):
 
 
 class Acquire(Message, frozen=True, tag=4):
-    """Ask for a lock; answered by Grant or Refused. `wait_ms` bounds the wait in the queue; 0 is a try."""
+    """Ask for a lock; answered by Grant or Refused. `wait_ms` bounds the wait in the queue; 0 is a try.
+
+    `owner` is who in the client asks, a thread or a task, which waits for one lock at a time: whom a deadlock is found
+    by; 0 tells nothing of that. With a `limit` a lock without a file is a semaphore, taken shared by so many at once.
+    `converts` is the token of a hold to be turned into one of this mode, else 0. A `sticky` hold may be kept unused.
+    """
 
     epoch: Number
     session: Number
@@ -222,10 +241,17 @@ class Acquire(Message, frozen=True, tag=4):
     kind: Kind
     mode: Mode
     wait_ms: Number
+    owner: Number
+    limit: Number
+    converts: Number
+    sticky: bool
 
 
 class Cancel(Message, frozen=True, tag=5):
-    """Leave the queue, or give back the grant that is under way, for the Acquire numbered `request`."""
+    """Leave the queue, or give back the grant that is under way, for the Acquire numbered `request`.
+
+    One that converts a hold is answered all the same: by Refused, or by the Grant that is under way, which stands.
+    """
 
     epoch: Number
     session: Number
@@ -314,7 +340,51 @@ class Inspect(Message, frozen=True, tag=12):
     lock: str
 
 
-ToLockd = Hello | Goodbye | Ping | Acquire | Cancel | Release | Drop | Report | Resume | GiveUp | Here | Inspect
+class InUse(Message, frozen=True, tag=13):
+    """Answer to Recall: `owner` uses the lock now, and gives it back afterwards."""
+
+    epoch: Number
+    session: Number
+    token: Number
+    owner: Number
+
+
+class Break(Message, frozen=True, tag=14):
+    """An operator takes the lock away from who holds it under `token`; answered by Broken or Refused."""
+
+    epoch: Number
+    session: Number
+    request: Number
+    lock: str
+    token: Number
+
+
+class CallBack(Message, frozen=True, tag=15):
+    """An operator asks the holders of a lock to give it back unless they use it; answered by CalledBack or Refused."""
+
+    epoch: Number
+    session: Number
+    request: Number
+    lock: str
+
+
+ToLockd = (
+    Hello
+    | Goodbye
+    | Ping
+    | Acquire
+    | Cancel
+    | Release
+    | Drop
+    | Report
+    | Resume
+    | GiveUp
+    | Here
+    | Inspect
+    | InUse
+    | Break
+    | CallBack
+)
 
 # lockd to client
 
@@ -325,6 +395,8 @@ class Welcome(Message, frozen=True, tag=33):
     `replica` is the replica id in force: another than the hello's where the data directory was a copy,
     "" without a replica. `time_us` is lockd's clock, in microseconds since 1970, as in every message. `epoch_id` was
     drawn at random when the epoch began; `changes` counts the changes of in-sync sets since then.
+    Whether `held` of the hello are kept is still to be said, where they are `claimed`; else all of them are lost.
+    For `lock_delay_ms` a lock whose holder's session was lost is granted to nobody.
     """
 
     epoch: Number
@@ -338,6 +410,8 @@ class Welcome(Message, frozen=True, tag=33):
     replica: str
     view: tuple[Member, ...]
     time_us: Number
+    lock_delay_ms: Number
+    claimed: bool
 
 
 class Pong(Message, frozen=True, tag=34):
@@ -354,6 +428,7 @@ class Grant(Message, frozen=True, tag=35):
     `clean` is the version that every in-sync replica holds; without one the holder settles first.
     `in_sync` and `learners` are replica ids. A lock without a file has EMPTY and nobody. With request 0 it tells
     that a lock without a file, held under `token` before lockd started anew, is still held.
+    If `sticky`, the holder may keep it when it is done, until a Recall.
     """
 
     epoch: Number
@@ -366,14 +441,19 @@ class Grant(Message, frozen=True, tag=35):
     in_sync: tuple[str, ...]
     learners: tuple[str, ...]
     time_us: Number
+    sticky: bool
 
 
 class Refused(Message, frozen=True, tag=36):
-    """A Hello or Acquire was refused, definitely; nothing happened. `reason` is one line for people."""
+    """A Hello, an Acquire or an operator's request was refused, definitely; nothing happened.
+
+    `reason` is one line for people.
+    """
 
     epoch: Number
     request: Number
     reason: str
+    cause: Cause
 
 
 class Released(Message, frozen=True, tag=37):
@@ -448,6 +528,43 @@ class Probe(Message, frozen=True, tag=45):
     request: Number
 
 
+class Recall(Message, frozen=True, tag=47):
+    """Somebody wants a lock that you may keep: give it back now, or say InUse, and give it back afterwards."""
+
+    epoch: Number
+    lock: str
+    token: Number
+
+
+class Lost(Message, frozen=True, tag=48):
+    """The lock that you held under `token` is yours no more; your session goes on."""
+
+    epoch: Number
+    lock: str
+    token: Number
+    reason: str
+
+
+class Broken(Message, frozen=True, tag=49):
+    """Answer to Break: `host` has lost the lock. Unless it says that it has stopped, nobody gets it for `delay_ms`."""
+
+    epoch: Number
+    request: Number
+    host: str
+    mode: Mode
+    held_us: Number
+    delay_ms: Number
+
+
+class CalledBack(Message, frozen=True, tag=50):
+    """Answer to CallBack: which `hosts` were asked to give the lock back, and which `others` hold it for use."""
+
+    epoch: Number
+    request: Number
+    hosts: tuple[str, ...]
+    others: tuple[str, ...]
+
+
 class Inspection(Message, frozen=True, tag=46):
     """Answer to Inspect: what lockd knows at `time_us`, with the limits of common.limits.
 
@@ -493,6 +610,10 @@ FromLockd = (
     | Stale
     | Ended
     | Probe
+    | Recall
+    | Lost
+    | Broken
+    | CalledBack
     | Inspection
 )
 

@@ -18,7 +18,7 @@ from common.names import endpoint_problem, file_name_problem, is_host, is_op_id
 from common.records import Record, Version, chain
 from common.values import Part
 
-PROTOCOL_VERSION: Final = 3
+PROTOCOL_VERSION: Final = 4
 
 Kind = TypeVar("Kind")
 Check = Callable[[Any], None]

@@ -27,6 +27,13 @@ def lockd(
     ttl: Annotated[
         str, typer.Option(metavar="TIME", help="How long a session outlives its last message, as in 500ms, 3s or 1m.")
     ] = "3s",
+    lock_delay: Annotated[
+        str,
+        typer.Option(
+            metavar="TIME",
+            help="How long a lock without a file is granted to nobody after its holder's session was lost.",
+        ),
+    ] = "2s",
     metrics: Annotated[
         str | None,
         typer.Option(metavar="HOST:PORT", help="Serve metrics for Prometheus there [default: nowhere]."),
@@ -48,6 +55,12 @@ def lockd(
         raise wrong_use(f"--ttl: {error}") from None
     if not 100_000_000 <= ttl_ns <= 3_600_000_000_000:
         raise wrong_use(f"--ttl {ttl}: it is at least 100ms and at most 1h")
+    try:
+        lock_delay_ns = parse_duration(lock_delay)
+    except ValueError as error:
+        raise wrong_use(f"--lock-delay: {error}") from None
+    if lock_delay_ns > 3_600_000_000_000:
+        raise wrong_use(f"--lock-delay {lock_delay}: it is at most 1h")
     if rebuild is not None and rebuild < 1:
         raise wrong_use(f"--rebuild {rebuild}: it is the number of replicas there are")
     try:
@@ -65,7 +78,7 @@ def lockd(
 
         served = Metrics(*address)  # first: where it cannot be had nothing has happened yet
         where = f", metrics on {served.url}"
-    server = Server(bind, Path(data), ttl_ns, rebuild or 0)
+    server = Server(bind, Path(data), ttl_ns, lock_delay_ns, rebuild or 0)
     if served is not None:
         from lockd.metrics import LockdMetrics
 

@@ -24,6 +24,8 @@ from common.clock import Clock
 from common.limits import INSPECT_ROUTES_MAX
 from common.messages import (
     Acquire,
+    Break,
+    CallBack,
     Cancel,
     Drop,
     Ended,
@@ -32,6 +34,7 @@ from common.messages import (
     Hello,
     Here,
     Inspect,
+    InUse,
     Member,
     Ping,
     Pong,
@@ -49,8 +52,9 @@ from lockd.effects import Change, Durable, Effect, Note, ReplicaSeen, SessionEnd
 from lockd.figures import Figures
 from lockd.identities import Identities, new_host, taken
 from lockd.inspection import inspection
-from lockd.locks import FileState, Lock
+from lockd.locks import Delay, FileState, Lock
 from lockd.members import Members
+from lockd.operators import break_hold, call_back
 from lockd.queues import Queues
 from lockd.restart import Restart
 from lockd.shared import Over, Session, Shared
@@ -59,6 +63,8 @@ _RECONNECT_NS: Final = 25_000_000
 """A client whose connection is down has so long to come back; one that lives needs half of it on one machine."""
 _LOOK_NS: Final = 50_000_000
 """So long after an Inspection another one along the same route is not answered: who asks repeats itself."""
+_ENDS_MAX: Final = 250
+"""So many sessions end at once, before lockd looks at what has come meanwhile."""
 _STALL_NS: Final = 200_000_000
 """A timer that fires so late tells that lockd itself was stalled, not its clients."""
 
@@ -81,13 +87,17 @@ class Contender:
 class Lockd:
     """The lock server of one group."""
 
-    def __init__(self, durable: Durable, ttl_ns: int) -> None:
-        """Start in `durable.epoch` with leases of `ttl_ns` nanoseconds."""
+    def __init__(self, durable: Durable, ttl_ns: int, lock_delay_ns: int = 0) -> None:
+        """Start in `durable.epoch` with leases of `ttl_ns` nanoseconds.
+
+        A lock without a file that was lost with its holder's session is granted to nobody for `lock_delay_ns`.
+        """
         self._shared = shared = Shared(
             durable.group,
             durable.epoch,
             dict(durable.epochs),
             ttl_ns,
+            lock_delay_ns,
             dict(durable.replicas),
             durable.last_session,
             dict(durable.sessions),
@@ -98,6 +108,7 @@ class Lockd:
         self._restart = Restart(shared, self._queues, durable)
         self._contenders: dict[str, Contender] = {}
         self._probes = 0
+        self._timer_ns = 0
         self._looks: set[bytes] = set()
         self._looks_ns = 0
         for file, in_sync in durable.in_sync.items():
@@ -204,6 +215,12 @@ class Lockd:
                 self._members.give_up(session, message, now_ns)
             case Resume():
                 self._resume(session, message, now_ns)
+            case InUse():
+                self._queues.in_use(session, message, now_ns)
+            case Break():
+                break_hold(shared, self._queues, session, message, now_ns)
+            case CallBack():
+                call_back(shared, self._queues, session, message)
             case Here():
                 self._here(session, message, now_ns)
             case Goodbye():
@@ -242,7 +259,7 @@ class Lockd:
         """Expire what is due at `now_ns`; the driver has drained its inbox before."""
         shared = self._shared
         shared.out = []
-        stall_ns = now_ns - shared.timers[0][0] if shared.timers else 0
+        stall_ns = now_ns - max(shared.timers[0][0], self._timer_ns) if shared.timers else 0
         if stall_ns <= _STALL_NS:
             stall_ns = 0
         else:
@@ -250,10 +267,15 @@ class Lockd:
             for session in shared.sessions.values():
                 # Nobody knows when the stall began: each has the time to send one more ping.
                 session.deadline_ns = max(session.deadline_ns + stall_ns, now_ns + shared.ttl_ns // 2)
-        while shared.timers and shared.timers[0][0] <= now_ns:
+        ended: list[tuple[Session, Over]] = []
+        while len(ended) < _ENDS_MAX and shared.timers and shared.timers[0][0] <= now_ns:
             set_ns, session_id, request, name = heapq.heappop(shared.timers)
             if name:
                 if (lock := shared.locks.get(name)) is not None:
+                    self._queues.advance(lock, now_ns)
+                continue
+            if session_id == 0 and request:
+                for lock in [lock for lock in shared.locks.values() if lock.file is None]:
                     self._queues.advance(lock, now_ns)
                 continue
             if session_id == 0:
@@ -271,10 +293,24 @@ class Lockd:
                 due.timer_ns = float("inf")
                 if due.deadline_ns > now_ns:
                     self._ring_at(due, due.deadline_ns)
+                elif due.member is not None:
+                    self._end_for_good(due, self._lease_over(due), now_ns)
                 else:
-                    lease = Over("lease", f"its lease of {shared.ttl_ns / 1e9:g} s ran out")
-                    self._end_for_good(due, lease if due.connected else _CONNECTION, now_ns)
+                    ended.append((due, self._lease_over(due)))
+                    due.connected = False  # so that it is granted nothing more
+        # Thousands may end at once, and each change of the state costs a sync of the disk.
+        if ended:
+            shared.persist(*[SessionEnded(session.id) for session, _ in ended])
+        for session, why in ended:
+            self._forget(session, why, now_ns)
+        self._timer_ns = now_ns
         return shared.out
+
+    def _lease_over(self, session: Session) -> Over:
+        """Return why a session is over of which nothing was heard in time."""
+        if not session.connected:
+            return _CONNECTION
+        return Over("lease", f"its lease of {self._shared.ttl_ns / 1e9:g} s ran out")
 
     def stop(self, now_ns: int) -> list[Effect]:
         """End in good order: every lock that is held is void, and grants.log says so."""
@@ -306,7 +342,7 @@ class Lockd:
             shared.by_route.pop(running.route, None)
             shared.by_route[route] = running
             running.route, running.deadline_ns, running.seen_ns = route, now_ns + shared.ttl_ns, now_ns
-            shared.send(route, self._welcome(running, now_ns))
+            shared.send(route, self._welcome(running, now_ns, bool(shared.expected)))
             self._members.tell_what_to_learn(running)
             if not running.connected:
                 self._reconnected(running, now_ns)
@@ -362,7 +398,8 @@ class Lockd:
         changes.append(SessionOpened(number, hello.name, member.replica if member else ""))
         shared.persist(*changes)
         shared.emit(Note(f"session {number} of {host} is open"))
-        shared.send(route, self._welcome(session, now_ns))
+        claimed = bool(shared.expected)
+        shared.send(route, self._welcome(session, now_ns, claimed))
         if member and replica:
             self._members.tell_view(session)
             self._members.take_heads(member.replica, replica, reads, now_ns)
@@ -380,6 +417,7 @@ class Lockd:
         session.connected = True
         for name in set(session.waits.values()):
             self._queues.advance(shared.locks[name], now_ns)
+        self._queues.look_again(session, now_ns)
 
     def _resume(self, session: Session, message: Resume, now_ns: int) -> None:
         """Say again what the old connection may have lost and nobody asks for."""
@@ -387,6 +425,7 @@ class Lockd:
         if session.member is not None:
             shared.send(session.route, View(shared.epoch, self._members.view()))
             self._members.tell_what_to_learn(session)
+        self._queues.recall_again(session, now_ns)
         shared.send(session.route, Pong(shared.epoch, message.request, now_ns // 1000))
 
     def _contest(self, route: bytes, replica: str, hello: Hello) -> bool:
@@ -427,7 +466,7 @@ class Lockd:
             if contender.route == route:
                 del self._contenders[replica]
 
-    def _welcome(self, session: Session, now_ns: int) -> Welcome:
+    def _welcome(self, session: Session, now_ns: int, claimed: bool) -> Welcome:
         shared = self._shared
         return Welcome(
             shared.epoch,
@@ -441,11 +480,17 @@ class Lockd:
             session.member.replica if session.member else "",
             self._members.view(),
             now_ns // 1000,
+            shared.lock_delay_ns // 1_000_000,
+            claimed,
         )
 
     def _end(self, session: Session, why: Over, now_ns: int) -> None:
+        """End a session, durably before anybody hears of it."""
+        self._shared.persist(SessionEnded(session.id))
+        self._forget(session, why, now_ns)
+
+    def _forget(self, session: Session, why: Over, now_ns: int) -> None:
         shared = self._shared
-        shared.persist(SessionEnded(session.id))
         shared.figures.sessions_ended[why.ending] += 1
         text = f"session {session.id} of {session.host} is over: {why.text}"
         if why.ending == "goodbye" or not (session.member or session.holds):
@@ -459,6 +504,8 @@ class Lockd:
             lock = touched[name] = shared.locks[name]
             hold = lock.holds.pop(token)
             shared.lose(lock, hold, "session", now_ns)
+            if why.ending != "goodbye":
+                shared.delay(lock, token, Delay(session.id, hold.mode, now_ns + shared.lock_delay_ns))
             shared.figures.fault(now_ns, f"{session.host} lost {name}, held under token {format_token(token)}")
             if lock.file and hold.mode == "exclusive":
                 lock.file.clean, lock.file.astray, lock.file.settle_ns = None, True, 0

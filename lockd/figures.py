@@ -15,10 +15,11 @@ from common.limits import FAULTS_KEPT_MAX
 Ending = Literal["goodbye", "lease", "connection", "replaced", "absent"]
 """Why a session is over: it said so, its lease ran out, its connection stayed down, another took its place, or it
 did not come back after a restart of lockd."""
-Loss = Literal["session", "restart", "stop"]
-"""Why a lock is lost: with its holder's session, by a restart of lockd, or as lockd ends."""
-Refusal = Literal["hello", "acquire", "wait", "give-up"]
-"""What is refused: a session, a place in a queue, a lock that was not free in time, a give-up."""
+Loss = Literal["session", "restart", "stop", "break"]
+"""Why a lock is lost: with its holder's session, by a restart of lockd, as lockd ends, or by an operator."""
+Refusal = Literal["hello", "acquire", "wait", "deadlock", "give-up", "break"]
+"""What is refused: a session, a place in a queue, a lock that was not free in time, a wait that would never end, what
+an operator asked."""
 
 ENDINGS: Final[tuple[Ending, ...]] = get_args(Ending)
 LOSSES: Final[tuple[Loss, ...]] = get_args(Loss)
@@ -30,8 +31,9 @@ class Figures:
     """All counts of one lockd, since `since_ns`; histograms are of microseconds.
 
     `waits` are from acquire to grant, `holds` from grant to end, `ops` from acquire to release. `settles` were asked
-    for, `unclean_grants` are followed by one. `drops` and `admissions` are of replicas, out of and into in-sync sets.
-    `persists` are durable changes of the state. `faults` are the newest, with their times: what is no ordinary life.
+    for, and so were `recalls` of locks that may be kept; `unclean_grants` are followed by a settling. `drops` and
+    `admissions` are of replicas, out of and into in-sync sets. `persists` are durable changes of the state. `faults`
+    are the newest with their times: what is no ordinary life.
     """
 
     since_ns: int = 0
@@ -43,6 +45,7 @@ class Figures:
     expiries: dict[str, int] = field(default_factory=lambda: dict.fromkeys(LOSSES, 0))
     unclean_grants: int = 0
     settles: int = 0
+    recalls: int = 0
     sessions_opened: int = 0
     sessions_ended: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDINGS, 0))
     drops: int = 0
@@ -80,6 +83,7 @@ class Figures:
 _SINGLE: Final = (
     "unclean_grants",
     "settles",
+    "recalls",
     "sessions_opened",
     "drops",
     "admissions",

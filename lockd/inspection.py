@@ -302,6 +302,8 @@ def _lock(shared: Shared, name: str, asked: list[tuple[Session, Acquire, int]], 
     return LockState(
         name,
         lock.kind,
+        lock.limit,
+        max([_ms(delay.until_ns - now_ns) for delay in lock.delays.values()], default=0),
         file is None or file.clean is not None,
         newest_of(file) if file is not None else None,
         tuple(holders),
@@ -323,6 +325,7 @@ def _holder(shared: Shared, hold: Hold, now_ns: int) -> HolderState:
         session.connected,
         _ms(now_ns - session.seen_ns),
         _ms(session.deadline_ns - now_ns),
+        hold.sticky,
     )
 
 
@@ -334,6 +337,8 @@ def _why(shared: Shared, lock: Lock, waiter: Waiter, is_first: bool, now_ns: int
         return "absent" if lock.file is not None and is_lost(shared, lock.file) else "learning"
     if not is_first:
         return "turn"
+    if lock.delays and not lock.holds:
+        return "delay"
     return "learner" if lock.file is not None and not lock.holds and now_ns < lock.file.patience[0] else "holder"
 
 

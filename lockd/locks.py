@@ -8,19 +8,23 @@ from common.records import EMPTY, Version
 
 
 class Waiter(Struct):
-    """A place in the queue, since lockd's nanosecond `since_ns`."""
+    """A place in the queue, since lockd's nanosecond `since_ns`; `owner`, `converts` and `sticky` as in its Acquire."""
 
     session: int
     request: int
     mode: Mode
     since_ns: int
+    owner: int = 0
+    converts: int = 0
+    sticky: bool = False
 
 
 class Hold(Struct):
     """A grant that is in force, and the `answer` that told it: for a request that comes again.
 
     `clean` is the version it handed over, None where the file was unclean; `newest` the newest session then. `asked_ns`
-    is when the request for it came.
+    is when the request for it came. While it is `sticky` nobody but its client knows whether it is in use; `recalled`
+    tells that the client was asked.
     """
 
     session: int
@@ -32,7 +36,19 @@ class Hold(Struct):
     since_ns: int
     newest: int
     asked_ns: int
+    owner: int = 0
+    sticky: bool = False
+    converts: int = 0
+    recalled: bool = False
     answer: Grant | None = None
+
+
+class Delay(Struct):
+    """A hold that was lost, and whose holder may not have heard of it: until then nobody else is granted the lock."""
+
+    session: int
+    mode: Mode
+    until_ns: int
 
 
 class FileState(Struct):
@@ -61,19 +77,32 @@ class FileState(Struct):
 
 
 class Lock(Struct):
-    """A named lock. The queue is in request order, by (session, request)."""
+    """A named lock. The queue is in request order, by (session, request), but for conversions, which come first.
+
+    With a `limit` it is a semaphore. `delays` are by token, as `holds` are.
+    """
 
     name: str
     kind: Kind
     file: FileState | None = None
+    limit: int = 0
     queue: dict[tuple[int, int], Waiter] = {}
     holds: dict[int, Hold] = {}
+    delays: dict[int, Delay] = {}
     writers_clock: Clock = {}
     readers_clock: Clock = {}
 
-    def admits(self, mode: Mode) -> bool:
-        """Tell whether a grant of `mode` can join the holds in force."""
-        return not self.holds or (mode == "shared" and all(hold.mode == "shared" for hold in self.holds.values()))
+    def admits(self, mode: Mode, converts: int = 0) -> bool:
+        """Tell whether a grant of `mode` can join the holds in force, but for the one that it `converts`."""
+        if not self.holds and not self.delays:
+            return True
+        if self.limit:
+            return len(self.holds) + len(self.delays) < self.limit
+        if mode == "exclusive" or converts:
+            return not self.delays and self.holds.keys() <= {converts}
+        return all(hold.mode == "shared" for hold in self.holds.values()) and all(
+            delay.mode == "shared" for delay in self.delays.values()
+        )
 
 
 def new_file(in_sync: tuple[str, ...]) -> FileState:

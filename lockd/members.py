@@ -71,6 +71,8 @@ class Members:
         self._queues.advance(lock, now_ns)
         if replica not in file.in_sync and (joins or (file.clean is not None and not lock.holds)):
             shared.send(shared.by_replica[replica].route, self._queues.learn(lock, file, replica))
+        if replica not in file.in_sync:
+            self._queues.recall(lock)
 
     def drop(self, session: Session, message: Drop, now_ns: int) -> None:
         """Take silent replicas out of an in-sync set, for the holder."""
@@ -101,7 +103,7 @@ class Members:
         problem, best = self._give_up_problem(lock, message)
         if lock is None or problem:
             shared.figures.refusals["give-up"] += 1
-            shared.answer(session, message.request, Refused(shared.epoch, message.request, problem))
+            shared.answer(session, message.request, Refused(shared.epoch, message.request, problem, "request"))
             return
         assert lock.file is not None
         lost = ", ".join(sorted(message.hosts))

@@ -8,13 +8,28 @@ import heapq
 
 from common.clock import merge
 from common.grantlog import GrantLine
-from common.limits import LOCKS_MAX, WAITERS_MAX
-from common.messages import Acquire, Admitted, Grant, Learn, Mode, Refused, Release, Released, Settle
+from common.limits import LOCKS_MAX, SEMAPHORE_MAX, WAITERS_MAX
+from common.messages import (
+    Acquire,
+    Admitted,
+    Cause,
+    Grant,
+    InUse,
+    Learn,
+    Lost,
+    Mode,
+    Recall,
+    Refused,
+    Release,
+    Released,
+    Settle,
+)
 from common.names import file_name_problem, lock_name_problem
 from common.records import EMPTY, Version
 from common.tokens import format_token, make_token
+from lockd.deadlocks import deadlock
 from lockd.effects import InSyncChanged, KeepLeft, LogGrant, Note
-from lockd.locks import FileState, Hold, Lock, Waiter, new_file
+from lockd.locks import Delay, FileState, Hold, Lock, Waiter, new_file
 from lockd.shared import Session, Shared
 
 
@@ -36,44 +51,79 @@ class Queues:
         if request in session.answers:
             shared.send(session.route, session.answers[request])
             return
-        for token, name in session.holds.items():
-            hold = shared.locks[name].holds[token]
-            if hold.request == request and hold.answer is not None:
-                shared.send(session.route, hold.answer)
-                return
+        if (token := session.granted.get(request)) is not None:
+            hold = shared.locks[session.holds[token]].holds[token]
+            assert hold.answer is not None
+            shared.send(session.route, hold.answer)
+            return
         problem = self._acquire_problem(session, message)
         if problem:
-            shared.figures.refusals["acquire"] += 1
-            shared.answer(session, request, Refused(shared.epoch, request, problem))
+            self._refuse(session, request, problem, "request")
             return
         if shared.expected:
             self.early.setdefault((session.id, request), (message, since_ns))
             return
         lock = shared.locks.get(message.lock)
         if lock is None:
-            lock = shared.locks[message.lock] = Lock(message.lock, message.kind)
+            lock = shared.locks[message.lock] = Lock(message.lock, message.kind, limit=message.limit)
             if message.kind == "file":
                 in_sync = tuple(sorted(shared.by_replica))
                 lock.file = new_file(in_sync)
                 shared.persist(InSyncChanged(lock.name, in_sync))
-        lock.queue[session.id, request] = Waiter(session.id, request, message.mode, since_ns)
-        session.waits[request] = lock.name
-        shared.waiters += 1
+        waiter = Waiter(session.id, request, message.mode, since_ns, message.owner, message.converts, message.sticky)
+        self._enqueue(lock, session, waiter)
         self.advance(lock, now_ns)
-        if request in session.waits:
+        if request in session.waits and (cycle := deadlock(shared, waiter)) is not None:
+            self._refuse_deadlock(session, waiter, cycle, now_ns)
+        elif request in session.waits:
             deadline_ns = since_ns + message.wait_ms * 1_000_000
             if deadline_ns <= now_ns:
                 self.wait_over(session, request, now_ns)
             else:
                 heapq.heappush(shared.timers, (deadline_ns, session.id, request, ""))
 
+    def _enqueue(self, lock: Lock, session: Session, waiter: Waiter) -> None:
+        """Put a waiter into its place: the last one; one that converts a hold the first, since all wait for that."""
+        key = session.id, waiter.request
+        if waiter.converts:
+            lock.queue = {key: waiter, **lock.queue}
+        else:
+            lock.queue[key] = waiter
+        session.waits[waiter.request] = lock.name
+        if waiter.owner:
+            session.waiting[waiter.owner] = waiter.request
+        self._shared.waiters += 1
+
     def dequeue(self, session: Session, request: int) -> Lock:
         """Take a waiter out of its queue; return the lock."""
         shared = self._shared
         lock = shared.locks[session.waits.pop(request)]
-        del lock.queue[session.id, request]
+        session.waiting.pop(lock.queue.pop((session.id, request)).owner, None)
         shared.waiters -= 1
         return lock
+
+    def _refuse(self, session: Session, request: int, reason: str, cause: Cause) -> None:
+        """Answer a request for a lock by no."""
+        shared = self._shared
+        if cause == "wait" or cause == "deadlock":
+            shared.figures.refusals[cause] += 1
+        else:
+            shared.figures.refusals["acquire"] += 1
+        shared.answer(session, request, Refused(shared.epoch, request, reason, cause))
+
+    def _refuse_deadlock(self, session: Session, waiter: Waiter, cycle: str, now_ns: int) -> None:
+        """Refuse the request that has closed a cycle."""
+        lock = self.dequeue(session, waiter.request)
+        self._shared.fault(now_ns, f"deadlock: {cycle}; {session.host} is refused")
+        self._refuse(session, waiter.request, f"deadlock: {cycle}", "deadlock")
+        self.advance(lock, now_ns)
+
+    def look_again(self, session: Session, now_ns: int) -> None:
+        """Look for deadlocks that a client's waits close, now that it is known to go on."""
+        for request, name in list(session.waits.items()):
+            waiter = self._shared.locks[name].queue[session.id, request]
+            if (cycle := deadlock(self._shared, waiter)) is not None:
+                self._refuse_deadlock(session, waiter, cycle, now_ns)
 
     def _acquire_problem(self, session: Session, message: Acquire) -> str | None:
         shared = self._shared
@@ -81,10 +131,22 @@ class Queues:
         if lock is not None:
             if lock.kind != message.kind:
                 return f"{message.lock} is {'a file' if lock.kind == 'file' else 'a lock without a file'} here"
+            if lock.limit != message.limit:
+                return f"{message.lock} is {_limited(lock.limit)} here, not {_limited(message.limit)}"
             if len(lock.queue) >= WAITERS_MAX:
                 return f"{message.lock} has {WAITERS_MAX} waiters already"
         elif len(shared.locks) >= LOCKS_MAX:
             return f"lockd keeps at most {LOCKS_MAX} locks"
+        if message.owner in session.waiting:
+            return f"this owner waits for {shared.locks[session.waits[session.waiting[message.owner]]].name} already"
+        if message.converts and session.holds.get(message.converts) != message.lock:
+            return (
+                f"{message.lock} is not held under token {format_token(message.converts)}, so that cannot be converted"
+            )
+        if message.kind == "file" and (message.limit or message.converts):
+            return "a file's lock is no semaphore, and is not converted"
+        if message.limit and (message.mode == "exclusive" or message.limit > SEMAPHORE_MAX):
+            return f"a semaphore is taken shared, by 1 to {SEMAPHORE_MAX} at once"
         if message.kind == "plain":
             return lock_name_problem(message.lock)
         if session.member is None:
@@ -106,20 +168,24 @@ class Queues:
     def advance(self, lock: Lock, now_ns: int) -> None:
         """Grant to whoever stands first and can be served, as long as that is possible."""
         shared = self._shared
-        if shared.expected:
+        if shared.expected or (lock.file is None and now_ns < shared.plain_from_ns):
             return
         file = lock.file
         if file and not lock.holds:
             self._admit_equals(lock, file)
             if self._wait_for_learner(lock, file, now_ns):
                 return
+        if lock.delays:
+            for token in [token for token, delay in lock.delays.items() if delay.until_ns <= now_ns]:
+                del lock.delays[token]
         while (waiter := self.first(lock)) is not None:
             mode: Mode = "exclusive" if file and file.clean is None else waiter.mode
-            if not lock.admits(mode):
+            if not lock.admits(mode, waiter.converts):
+                self.recall(lock, waiter.converts)
                 break
             self._grant(lock, waiter, mode, now_ns)
         if file is None:
-            if not lock.holds and not lock.queue:
+            if not lock.holds and not lock.queue and not lock.delays:
                 shared.locks.pop(lock.name, None)
         elif not lock.holds:
             untouched = file.clean == EMPTY and not file.clean_token
@@ -182,6 +248,10 @@ class Queues:
         shared = self._shared
         session = shared.sessions[waiter.session]
         self.dequeue(session, waiter.request)
+        if waiter.converts:
+            converted = lock.holds[waiter.converts]
+            shared.let_go(lock, converted)
+            shared.log("release", lock, converted, now_ns)
         shared.counter += 1
         figures = shared.figures
         figures.grants[mode] += 1
@@ -197,9 +267,23 @@ class Queues:
                 figures.unclean_grants += 1
                 figures.fault(now_ns, f"{session.host} was granted {lock.name} unclean, and settles it")
         newest = shared.last_session
-        hold = Hold(session.id, waiter.request, token, mode, waiter.mode, clean, now_ns, newest, waiter.since_ns)
-        lock.holds[token] = hold
-        session.holds[token] = lock.name
+        # Who may keep it does, until others want it: where they wait already, it would only have to be asked.
+        sticky = waiter.sticky and not lock.queue and not lock.limit and not learners
+        hold = Hold(
+            session.id,
+            waiter.request,
+            token,
+            mode,
+            waiter.mode,
+            clean,
+            now_ns,
+            newest,
+            waiter.since_ns,
+            waiter.owner,
+            sticky,
+            waiter.converts,
+        )
+        shared.hold(lock, hold)
         clock = lock.writers_clock
         if waiter.mode == "exclusive":
             clock = merge(clock, lock.readers_clock)
@@ -218,7 +302,17 @@ class Queues:
             )
         )
         grant = Grant(
-            shared.epoch, waiter.request, lock.name, token, mode, clock, clean, in_sync, learners, now_ns // 1000
+            shared.epoch,
+            waiter.request,
+            lock.name,
+            token,
+            mode,
+            clock,
+            clean,
+            in_sync,
+            learners,
+            now_ns // 1000,
+            sticky,
         )
         hold.answer = grant
         shared.answer(session, waiter.request, grant)
@@ -229,6 +323,9 @@ class Queues:
         lock = shared.locks.get(message.lock)
         hold = lock.holds.get(message.token) if lock else None
         if lock is None or hold is None or hold.session != session.id:
+            if session.broken.pop(message.token, None) and lock is not None:
+                lock.delays.pop(message.token, None)  # its holder has stopped
+                self.advance(lock, now_ns)
             if message.confirm:
                 answer = session.answers.get(message.request) or Released(shared.epoch, message.request, False)
                 shared.send(session.route, answer)
@@ -246,8 +343,8 @@ class Queues:
         """Take the hold away, decide what the file is now, and keep that before the log tells of it."""
         shared = self._shared
         session = shared.sessions[hold.session]
-        del lock.holds[hold.token]
-        del session.holds[hold.token]
+        shared.let_go(lock, hold)
+        self._refuse_conversions(lock, hold)
         file, version, admitted = lock.file, message.version, []
         if file and hold.mode == "exclusive" and session.member and version != hold.clean:
             if set(message.acked).issuperset(file.in_sync):
@@ -274,26 +371,90 @@ class Queues:
         shared = self._shared
         self.early.pop((session.id, request), None)
         if request in session.waits:
+            lock = shared.locks[session.waits[request]]
+            if lock.queue[session.id, request].converts:
+                self._refuse(session, request, "it was cancelled", "wait")
             self.advance(self.dequeue(session, request), now_ns)
-            return
-        for token, name in session.holds.items():
-            lock = shared.locks[name]
+        elif (token := session.granted.get(request)) is not None:
+            lock = shared.locks[session.holds[token]]
             hold = lock.holds[token]
-            if hold.request == request:
-                del lock.holds[token]
-                del session.holds[token]
+            if not hold.converts:
+                shared.let_go(lock, hold)
                 shared.log("release", lock, hold, now_ns)
                 self.advance(lock, now_ns)
-                return
+
+    def recall(self, lock: Lock, but: int = 0) -> None:
+        """Ask those who may keep a lock unused to give it back; `but` for the hold under that token."""
+        shared = self._shared
+        for hold in lock.holds.values():
+            if hold.sticky and not hold.recalled and hold.token != but:
+                hold.recalled = True
+                shared.figures.recalls += 1
+                shared.send(shared.sessions[hold.session].route, Recall(shared.epoch, lock.name, hold.token))
+
+    def recall_again(self, session: Session, now_ns: int) -> None:
+        """Say again what is recalled and what is broken, over a new connection."""
+        shared = self._shared
+        for token, name in session.holds.items():
+            if shared.locks[name].holds[token].recalled:
+                shared.send(session.route, Recall(shared.epoch, name, token))
+        for token, lost in session.broken.items():
+            shared.send(session.route, lost)
+            lock = shared.locks.get(lost.lock)
+            if lock is not None and (delay := lock.delays.get(token)) is not None:
+                delay.until_ns = max(delay.until_ns, now_ns + shared.lock_delay_ns)
+                heapq.heappush(shared.timers, (delay.until_ns, 0, 0, lock.name))
+
+    def in_use(self, session: Session, message: InUse, now_ns: int) -> None:
+        """Take in who uses a lock that was recalled: it is held by this owner until it is released."""
+        shared = self._shared
+        name = session.holds.get(message.token)
+        if name is None:
+            return
+        lock = shared.locks[name]
+        hold = lock.holds[message.token]
+        if not hold.recalled or not hold.sticky:
+            return
+        shared.let_go(lock, hold)
+        hold.sticky, hold.owner = False, message.owner
+        shared.hold(lock, hold)
+        for waiter in list(lock.queue.values()):
+            if (waiter.session, waiter.request) in lock.queue and (cycle := deadlock(shared, waiter)) is not None:
+                self._refuse_deadlock(shared.sessions[waiter.session], waiter, cycle, now_ns)
+
+    def broken(self, lock: Lock, hold: Hold, reason: str, now_ns: int) -> int:
+        """Take a hold away from a session that goes on, and tell it so; return until when nobody is granted the lock.
+
+        Who cannot hear of it stops with its lease.
+        """
+        shared = self._shared
+        session = shared.sessions[hold.session]
+        shared.let_go(lock, hold)
+        self._refuse_conversions(lock, hold)
+        shared.lose(lock, hold, "break", now_ns)
+        lost = session.broken[hold.token] = Lost(shared.epoch, lock.name, hold.token, reason)
+        shared.send(session.route, lost)
+        until_ns = session.deadline_ns + shared.lock_delay_ns
+        shared.delay(lock, hold.token, Delay(session.id, hold.mode, until_ns))
+        if lock.file and hold.mode == "exclusive":
+            lock.file.clean, lock.file.astray, lock.file.settle_ns = None, True, 0
+        self.advance(lock, now_ns)
+        return until_ns
+
+    def _refuse_conversions(self, lock: Lock, hold: Hold) -> None:
+        """Refuse what was to convert a hold that is no more."""
+        session = self._shared.sessions[hold.session]
+        for waiter in [waiter for waiter in lock.queue.values() if waiter.converts == hold.token]:
+            self.dequeue(session, waiter.request)
+            reason = f"{lock.name} is not held any more under token {format_token(hold.token)}"
+            self._refuse(session, waiter.request, reason, "lost")
 
     def wait_over(self, session: Session, request: int, now_ns: int) -> None:
         """Refuse a request that has waited for as long as it wanted to."""
-        shared = self._shared
         if request not in session.waits:
             return
         lock = self.dequeue(session, request)
-        shared.figures.refusals["wait"] += 1
-        shared.answer(session, request, Refused(shared.epoch, request, f"no grant in time: {self._why(lock, session)}"))
+        self._refuse(session, request, f"no grant in time: {self._why(lock, session)}", "wait")
         # Those behind may go together with the holders that it had to wait for.
         self.advance(lock, now_ns)
 
@@ -305,6 +466,8 @@ class Queues:
                 for hold in lock.holds.values()
             )
             return f"{lock.name} is held by {holders}"
+        if lock.delays:
+            return f"{lock.name} was lost by its holder, and is kept free for the lock delay"
         if lock.file and not any(replica in shared.by_replica for replica in lock.file.in_sync):
             absent = ", ".join(shared.replicas[replica].host for replica in lock.file.in_sync)
             return f"only absent clients hold the newest version of {lock.name}: {absent}; start one of them"
@@ -376,3 +539,7 @@ class Queues:
         shared = self._shared
         sources = tuple([r for r in file.in_sync if r in shared.by_replica and r != learner])
         return Learn(shared.epoch, lock.name, sources)
+
+
+def _limited(limit: int) -> str:
+    return f"a semaphore of {limit}" if limit else "no semaphore"

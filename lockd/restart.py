@@ -10,7 +10,7 @@ from functools import reduce
 
 from common.clock import Clock, merge
 from common.grantlog import GrantLine
-from common.messages import Grant, Head, Hello, Mode, ReplicaHello
+from common.messages import Grant, Head, Held, Hello, Lost, ReplicaHello
 from common.names import lock_name_problem
 from common.records import EMPTY
 from common.tokens import EPOCH_MAX, make_token, token_epoch
@@ -39,7 +39,7 @@ class Restart:
         self._shared = shared
         self._queues = queues
         self._before = {line.token: line for line in durable.holds}
-        self._claims: dict[str, dict[int, tuple[int, Mode]]] = {}
+        self._claims: dict[str, dict[int, tuple[int, Held]]] = {}
         self._rebuild = durable.rebuild
         self._rebuild_ns = 0
         self._survivors: dict[str, tuple[bytes, Hello]] = {}
@@ -83,6 +83,10 @@ class Restart:
         shared.figures.sessions_ended["absent"] += len(shared.expected)
         names = ", ".join(sorted(session.name for session in shared.expected.values()))
         shared.figures.fault(now_ns, f"not back after lockd's start: {names}")
+        if shared.lock_delay_ns:
+            # Those who are not back may not know yet that their locks without a file are lost.
+            shared.plain_from_ns = now_ns + shared.lock_delay_ns
+            heapq.heappush(shared.timers, (shared.plain_from_ns, 0, 1, ""))
         self.arrived(now_ns, set(shared.expected))
 
     def _void(self, tokens: Iterable[int], now_ns: int) -> None:
@@ -101,7 +105,9 @@ class Restart:
         for held in hello.held:
             lock = shared.locks.get(held.lock)
             if lock is None and token_epoch(held.token) < shared.epoch and not lock_name_problem(held.lock):
-                self._claims.setdefault(held.lock, {})[held.token] = session.id, held.mode
+                self._claims.setdefault(held.lock, {})[held.token] = session.id, held
+            else:
+                self._tell_lost(session, held.lock, held.token)
 
     def _settle_claims(self, now_ns: int) -> None:
         """Take over, of each lock without a file, the hold under the largest token, and what may go with it."""
@@ -110,20 +116,30 @@ class Restart:
             live = {token: claim for token, claim in claims.items() if claim[0] in shared.sessions}
             if not live:
                 continue
-            lock = shared.locks[name] = Lock(name, "plain")
+            lock = shared.locks[name] = Lock(name, "plain", limit=live[max(live)][1].limit)
             # Before all others come those of which grants.log tells; a power cut can have taken its end.
             for token in sorted(live, key=lambda token: (token in self._before, token), reverse=True):
-                number, mode = live[token]
-                if not lock.admits(mode):
-                    continue
+                number, held = live[token]
                 session = shared.sessions[number]
+                if held.limit != lock.limit or not lock.admits(held.mode):
+                    self._tell_lost(session, name, token)
+                    continue
                 line = self._before.pop(token, None)
                 since_ns = line.time_us * 1000 if line else now_ns
-                lock.holds[token] = Hold(number, 0, token, mode, mode, EMPTY, since_ns, 0, since_ns)
-                session.holds[token] = name
-                shared.send(session.route, Grant(shared.epoch, 0, name, token, mode, {}, EMPTY, (), (), now_ns // 1000))
+                hold = Hold(
+                    number, 0, token, held.mode, held.mode, EMPTY, since_ns, 0, since_ns, held.owner, held.sticky
+                )
+                shared.hold(lock, hold)
+                time_us, sticky = now_ns // 1000, held.sticky
+                grant = Grant(shared.epoch, 0, name, token, held.mode, {}, EMPTY, (), (), time_us, sticky)
+                shared.send(session.route, grant)
         self._claims.clear()
         self._void(list(self._before), now_ns)
+
+    def _tell_lost(self, session: Session, lock: str, token: int) -> None:
+        """Tell a client that a lock that it claims is not its own any more."""
+        shared = self._shared
+        shared.send(session.route, Lost(shared.epoch, lock, token, "lockd has started anew, and others have it"))
 
     def survived(self, route: bytes, hello: Hello, now_ns: int) -> list[tuple[bytes, Hello]]:
         """Take in a replica of a group whose lockd has lost its state; return all of them when the last is here."""

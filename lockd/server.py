@@ -36,7 +36,7 @@ _IPC: Final = "ipc://"
 class Server:
     """A bound lockd: `serve` runs it until a signal asks it to end."""
 
-    def __init__(self, binds: list[str], data: Path, ttl_ns: int, rebuild: int = 0) -> None:
+    def __init__(self, binds: list[str], data: Path, ttl_ns: int, lock_delay_ns: int, rebuild: int = 0) -> None:
         """Open the data directory and bind; with `rebuild` take the lost state from that many replicas.
 
         Raises CommandError with what, why and what to do.
@@ -48,7 +48,7 @@ class Server:
         self.endpoints: list[str] = []
         try:
             self._bind(binds)
-            self._open(data, ttl_ns, rebuild)
+            self._open(data, ttl_ns, lock_delay_ns, rebuild)
         except CommandError:
             self._let_go()
             raise
@@ -75,7 +75,7 @@ class Server:
             assert isinstance(endpoint, bytes)
             self.endpoints.append(endpoint.rstrip(b"\0").decode())
 
-    def _open(self, data: Path, ttl_ns: int, rebuild: int) -> None:
+    def _open(self, data: Path, ttl_ns: int, lock_delay_ns: int, rebuild: int) -> None:
         try:
             data.mkdir(parents=True, exist_ok=True)
             self._log = Diagnostics(data / "lockd.log")
@@ -93,7 +93,7 @@ class Server:
         if durable.epoch == 1:
             self._behind.forget_left()  # it belongs to a state that is lost
         durable.holds, durable.left, durable.rebuild = self._behind.holds, self._behind.left, rebuild
-        self.core = Lockd(durable, ttl_ns)
+        self.core = Lockd(durable, ttl_ns, lock_delay_ns)
 
     def _let_go(self, linger_ms: int = 0) -> None:
         """Give the endpoints back."""

@@ -1,16 +1,17 @@
 """What the parts of lockd's core share: the group, its sessions and locks, and the effects under way."""
 
+import heapq
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from common.eventlog import shorten
 from common.grantlog import GrantEvent, GrantLine
 from common.limits import ANSWERS_KEPT_MAX
-from common.messages import FromLockd, Hello, Member, Refused
+from common.messages import FromLockd, Hello, Lost, Member, Refused
 from common.values import Value
 from lockd.effects import Change, Effect, InSyncChanged, LogGrant, Note, Persist, ReplicaSeen, Send, SessionOpened
 from lockd.figures import Ending, Figures, Loss
-from lockd.locks import Hold, Lock
+from lockd.locks import Delay, Hold, Lock
 
 
 class Over(Value, frozen=True):
@@ -25,6 +26,9 @@ class Session:
     """A client's lease. `member` is its replica as others reach it, None without one.
 
     The timer rings for it at `timer_ns`, which may be before `deadline_ns`; `seen_ns` is when it said something last.
+    `waits` and `holds` have the lock by request and by token, `granted` has the token of each hold by its request.
+    `waiting` has the request for which each owner waits, `owned` how many locks it holds. `broken` is what the client
+    was told, and has not confirmed yet by a Release.
     """
 
     id: int
@@ -40,6 +44,10 @@ class Session:
     timer_ns: float = float("inf")
     waits: dict[int, str] = field(default_factory=dict)
     holds: dict[int, str] = field(default_factory=dict)
+    granted: dict[int, int] = field(default_factory=dict)
+    waiting: dict[int, int] = field(default_factory=dict)
+    owned: dict[int, int] = field(default_factory=dict)
+    broken: dict[int, Lost] = field(default_factory=dict)
     answers: OrderedDict[int, FromLockd] = field(default_factory=OrderedDict)
 
 
@@ -48,16 +56,18 @@ class Shared:
     """State that more than one part reads. `expected` are sessions of the last lockd that are not back yet.
 
     `epochs` has of each epoch its random id, and how often an in-sync set changed in it. `counter` is that of the
-    newest token, `waiters` counts those in queues. `last_seen` is when each replica that has left was heard of last,
-    as far as this lockd knows. `timers` is a heap of what is due at (nanoseconds, session, request,
-    lock): a request's wait is over, with request 0 a session's lease, with session 0 a lock goes on, and without a lock
-    nobody is expected any more.
+    newest token, `waiters` counts those in queues. Locks without a file are granted from `plain_from_ns` on.
+    `last_seen` is when each replica that has left was heard of last, as far as this lockd knows. `timers` is a heap of
+    what is due at (nanoseconds, session, request, lock): a request's wait is over, with request 0 a session's lease,
+    with session 0 a lock goes on, and without a lock nobody is expected any more, or with request 1 locks without a
+    file go on.
     """
 
     group: str
     epoch: int
     epochs: dict[int, tuple[str, int]]
     ttl_ns: int
+    lock_delay_ns: int
     replicas: dict[str, ReplicaSeen]
     last_session: int
     expected: dict[int, SessionOpened]
@@ -69,6 +79,7 @@ class Shared:
     locks: dict[str, Lock] = field(default_factory=dict)
     counter: int = 0
     waiters: int = 0
+    plain_from_ns: int = 0
     figures: Figures = field(default_factory=Figures)
     last_seen: dict[str, int] = field(default_factory=dict)
     timers: list[tuple[int, int, int, str]] = field(default_factory=list)
@@ -108,7 +119,7 @@ class Shared:
         """Open no session, and say why; the client ends."""
         self.figures.refusals["hello"] += 1
         self.fault(now_ns, f"{shorten(hello.name)} is refused: {problem}")
-        self.send(route, Refused(self.epoch, hello.request, problem))
+        self.send(route, Refused(self.epoch, hello.request, problem, "request"))
 
     def persist(self, *changes: Change) -> None:
         """Ask the driver to make changes durable, all or nothing."""
@@ -130,6 +141,35 @@ class Shared:
                 GrantLine(now_ns // 1000, event, lock.name, hold.mode, hold.token, client, (("held_ms", held_ms),))
             )
         )
+
+    def hold(self, lock: Lock, hold: Hold) -> None:
+        """Put a hold in force."""
+        session = self.sessions[hold.session]
+        lock.holds[hold.token] = hold
+        session.holds[hold.token] = lock.name
+        if hold.request:
+            session.granted[hold.request] = hold.token
+        if hold.owner:
+            session.owned[hold.owner] = session.owned.get(hold.owner, 0) + 1
+
+    def let_go(self, lock: Lock, hold: Hold) -> None:
+        """Take a hold out of force."""
+        session = self.sessions[hold.session]
+        del lock.holds[hold.token]
+        del session.holds[hold.token]
+        session.granted.pop(hold.request, None)
+        if hold.owner:
+            left = session.owned[hold.owner] - 1
+            if left:
+                session.owned[hold.owner] = left
+            else:
+                del session.owned[hold.owner]
+
+    def delay(self, lock: Lock, token: int, delay: Delay) -> None:
+        """Grant a lock to nobody until its last holder has stopped, whether it hears of its loss or not."""
+        if delay.until_ns > 0 and lock.file is None:
+            lock.delays[token] = delay
+            heapq.heappush(self.timers, (delay.until_ns, 0, 0, lock.name))
 
     def lose(self, lock: Lock, hold: Hold, loss: Loss, now_ns: int) -> None:
         """Count and log that a lock is lost."""

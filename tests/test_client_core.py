@@ -228,7 +228,21 @@ class Seat:
     def welcome(self, hello: Hello, *others: str, session: int = 1, time_us: int = 0) -> None:
         members = (member("a"), *[member(name) for name in others])
         self.lockd(
-            Welcome(EPOCH, EPOCH_ID, 0, session, hello.request, GROUP, 3000, "a", replica_id("a"), members, time_us)
+            Welcome(
+                EPOCH,
+                EPOCH_ID,
+                0,
+                session,
+                hello.request,
+                GROUP,
+                3000,
+                "a",
+                replica_id("a"),
+                members,
+                time_us,
+                0,
+                False,
+            )
         )
 
     def submit(self, verb: OpVerb, text: str = "", of: int = 0, wait_ns: int = 10 * S) -> None:
@@ -259,6 +273,7 @@ class Seat:
                 members,
                 tuple([replica_id(name) for name in learners]),
                 0,
+                False,
             )
         )
 
@@ -374,7 +389,7 @@ def test_an_op_that_is_asked_for_again_is_unknown_until_it_was_looked_for() -> N
     seat = Seat()
     seat.join()
     seat.feed(Submit(1, "write", FILE, "x", 0, S, ("b:3", "a:9")))
-    seat.lockd(Refused(EPOCH, seat.one(Acquire).request, "no grant in time"))
+    seat.lockd(Refused(EPOCH, seat.one(Acquire).request, "no grant in time", "wait"))
     finished = seat.one(Finished)
     assert (finished.outcome, finished.id) == ("unknown", "a:9")
 
@@ -476,7 +491,7 @@ def test_an_op_without_a_session_fails_in_time() -> None:
 def test_a_refused_hello_is_told(seat: Seat) -> None:
     seat.lockd(Ended(EPOCH, 1, "test"))
     seat.pass_time(0)
-    seat.lockd(Refused(EPOCH, seat.one(Hello).request, "the name a is in use"))
+    seat.lockd(Refused(EPOCH, seat.one(Hello).request, "the name a is in use", "request"))
     assert seat.one(JoinRefused).reason == "the name a is in use"
 
 
@@ -504,7 +519,7 @@ def test_a_copied_directory_goes_on_under_its_new_replica_id() -> None:
     seat = Seat()
     seat.feed(Timer())
     hello = seat.one(Hello)
-    seat.lockd(Welcome(EPOCH, EPOCH_ID, 0, 1, hello.request, GROUP, 3000, "a#2", "c" * 16, (), 0))
+    seat.lockd(Welcome(EPOCH, EPOCH_ID, 0, 1, hello.request, GROUP, 3000, "a#2", "c" * 16, (), 0, 0, False))
     assert seat.one(Remember).replica == seat.identity.replica == "c" * 16
     assert seat.core.host == "a#2"
 
@@ -619,7 +634,7 @@ def test_ops_that_were_held_back_together_go_on_one_after_another(seat: Seat) ->
         requests.append(seat.one(Acquire).request)
     members = (replica_id("a"), replica_id("b"))
     for counter, (file, request) in enumerate(zip("fg", requests, strict=True), 1):
-        seat.lockd(Grant(EPOCH, request, file, token(counter), "exclusive", {}, None, members, (), 0))
+        seat.lockd(Grant(EPOCH, request, file, token(counter), "exclusive", {}, None, members, (), 0, False))
     seat.pass_time(2 * S)
     ping = seat.all(Ping)[-1]
     seat.now_ns = seat.core._shared.lease_ns
@@ -772,7 +787,7 @@ def test_a_grant_that_nobody_waits_for_goes_back(seat: Seat) -> None:
         "lockd gave no answer in time: it is down, or stands still; look into lockd.log, and try again"
     )
     assert seat.one(Cancel).request == request
-    seat.lockd(Grant(EPOCH, request, FILE, token(1), "exclusive", {}, EMPTY, (replica_id("a"),), (), 0))
+    seat.lockd(Grant(EPOCH, request, FILE, token(1), "exclusive", {}, EMPTY, (replica_id("a"),), (), 0, False))
     assert seat.one(Cancel).request == request
     assert not seat.all(Log)
 
@@ -790,7 +805,7 @@ def test_a_grant_that_this_replica_cannot_serve_fails() -> None:
 
 def test_a_refused_lock_fails_the_op(seat: Seat) -> None:
     seat.submit("write", "one")
-    seat.lockd(Refused(EPOCH, seat.one(Acquire).request, "no grant in time"))
+    seat.lockd(Refused(EPOCH, seat.one(Acquire).request, "no grant in time", "wait"))
     finished = seat.one(Finished)
     assert (finished.outcome, finished.reason, finished.id) == ("failed", "no grant in time", "")
 
@@ -848,7 +863,9 @@ def test_a_retry_finds_the_first_try_and_does_nothing_again() -> None:
 
 def test_where_nobody_knows_whether_the_journal_has_it_an_op_ends_unknown(seat: Seat) -> None:
     seat.submit("write", "one")
-    grant = Grant(EPOCH, seat.one(Acquire).request, FILE, token(1), "exclusive", {}, EMPTY, (replica_id("a"),), (), 0)
+    grant = Grant(
+        EPOCH, seat.one(Acquire).request, FILE, token(1), "exclusive", {}, EMPTY, (replica_id("a"),), (), 0, False
+    )
     assert isinstance(seat.core.handle(FromDaemon(grant), seat.now_ns)[-1], Persist)
     seat.feed(Leave("the disk has failed"))
     assert seat.one(Finished).outcome == "unknown"
@@ -870,7 +887,7 @@ def test_two_ops_of_one_client_go_on_side_by_side(seat: Seat) -> None:
     seat.submit("read")
     seat.grant(1, mode="shared")
     release = seat.one(Release)
-    seat.lockd(Grant(EPOCH, first, FILE, token(2), "exclusive", {}, EMPTY, (replica_id("a"),), (), 0))
+    seat.lockd(Grant(EPOCH, first, FILE, token(2), "exclusive", {}, EMPTY, (replica_id("a"),), (), 0, False))
     seat.lockd(Released(EPOCH, release.request, True))
     assert [(end.op, end.outcome) for end in seat.all(Finished)] == [(1, "ok"), (2, "ok")]
 
@@ -1063,7 +1080,7 @@ def test_a_push_that_the_disk_refuses_is_not_acked(seat: Seat) -> None:
     for trouble in (f" (the last change of {FILE} here failed: the disk is full)", ""):
         seat.submit("read")
         request = seat.one(Acquire).request
-        seat.lockd(Refused(EPOCH, request, "no grant in time: this replica is still catching up"))
+        seat.lockd(Refused(EPOCH, request, "no grant in time: this replica is still catching up", "wait"))
         assert seat.one(Finished).reason == "no grant in time: this replica is still catching up" + trouble
         seat.journal.failing = ""
         seat.forget()
@@ -1162,7 +1179,9 @@ def test_a_log_that_has_lost_its_end_is_told_and_not_counted_on() -> None:
     (hello,) = core.handle(LockdConnected(), 1_000 * S)
     assert isinstance(hello, SendLockd) and isinstance(hello.message, Hello) and hello.message.replica
     assert hello.message.replica.count == 3
-    welcome = Welcome(EPOCH, EPOCH_ID, 0, 1, hello.message.request, GROUP, 3000, "a#2", replica_id("a"), (), 0)
+    welcome = Welcome(
+        EPOCH, EPOCH_ID, 0, 1, hello.message.request, GROUP, 3000, "a#2", replica_id("a"), (), 0, 0, False
+    )
     core.handle(FromDaemon(welcome), 1_000 * S)
     assert core._shared.tick() == {"a": 5, "a#2": 1, "b": 1}
 
@@ -1182,7 +1201,7 @@ def lines_after(lines: list[LogLine], journal: MemoryJournal) -> list[LogLine]:
     core = Client(identity, journal, journal.states(), lines[-1].clock, lines[-1].time_us, reversed(lines))
     (hello,) = core.handle(LockdConnected(), 1_000 * S)
     assert isinstance(hello, SendLockd) and isinstance(hello.message, Hello), "before it knows whose log it is"
-    welcome = Welcome(EPOCH, EPOCH_ID, 0, 1, hello.message.request, GROUP, 3000, "a", replica_id("a"), (), 0)
+    welcome = Welcome(EPOCH, EPOCH_ID, 0, 1, hello.message.request, GROUP, 3000, "a", replica_id("a"), (), 0, 0, False)
     effects = core.handle(FromDaemon(welcome), 1_000 * S)
     assert not [effect for effect in core.handle(Timer(), 1_000 * S) if isinstance(effect, Log)]
     told = [effect for effect in effects if isinstance(effect, Log)]

@@ -55,13 +55,13 @@ AT_42 = Version(42, make_token(1, 9), bytes(range(16)))
 
 
 def a_lock(name: str = "notes.txt", **changes: object) -> LockState:
-    holder = HolderState("anna", make_token(1, 42), "exclusive", 1_200_000, True, 200, 2800)
+    holder = HolderState("anna", make_token(1, 42), "exclusive", 1_200_000, True, 200, 2800, False)
     replicas = (
         ReplicaState("anna", "in sync", 0, 900),
         ReplicaState("ben", "absent", 0, None),
         ReplicaState("cora", "learner", 3, 5),
     )
-    lock = LockState(name, "file", True, AT_42, (holder,), 0, (waiter("ben", "holder"),), 0, replicas, 0)
+    lock = LockState(name, "file", 0, 0, True, AT_42, (holder,), 0, (waiter("ben", "holder"),), 0, replicas, 0)
     return replace(lock, **changes)
 
 
@@ -109,7 +109,7 @@ def test_a_member_is_up_down_or_absent_and_what_is_not_known_is_a_question_mark(
 
 
 def test_a_lock_has_a_row_for_each_holder_and_waiter() -> None:
-    plain = LockState("job", "plain", True, None, (), 0, (), 0, (), 0)
+    plain = LockState("job", "plain", 0, 0, True, None, (), 0, (), 0, (), 0)
     unclean = a_lock("x", clean=False, version=None, holders=(), queue=(), queue_left_out=4)
     assert lock_rows(an_inspection(locks=(a_lock(), plain, unclean))) == [
         ("notes.txt", "clean @42", "1/2 +1", "anna", "exclusive", "1.42", "1.2 s", "holds"),
@@ -196,7 +196,7 @@ def test_why_of_what_is_free_lost_or_unknown() -> None:
 
 
 def test_two_shared_holders_are_both_named() -> None:
-    one = HolderState("anna", 1, "shared", 5, False, 1, 1)
+    one = HolderState("anna", 1, "shared", 5, False, 1, 1, False)
     lock = a_lock(holders=(one, replace(one, host="cora")), holders_left_out=2)
     lines = why_lines(an_inspection(locks=(lock,)), "notes.txt")
     assert "its connection is down" in lines[4]

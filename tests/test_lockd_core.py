@@ -74,6 +74,10 @@ SECOND = Version(2, make_token(1, 2), bytes([2] * 16))
 Kept = TypeVar("Kept")
 
 
+def claimed(lock: str, token: int, mode: Mode) -> Held:
+    return Held(lock, token, mode, owner=0, limit=0, sticky=False)
+
+
 def replica_id(name: str) -> str:
     return f"{name.encode().hex():0<16}"
 
@@ -209,7 +213,7 @@ class Guest:
     ) -> int:
         if not request:
             self.requests += 1
-        self.say(Acquire, request or self.requests, lock, kind, mode, wait_ms)
+        self.say(Acquire, request or self.requests, lock, kind, mode, wait_ms, 0, 0, 0, False)
         return request or self.requests
 
     def granted(self, lock: str, mode: Mode = "exclusive", kind: Kind = "file") -> Grant:
@@ -425,7 +429,7 @@ def test_a_stop_logs_what_is_still_held(desk: Desk) -> None:
 
 def test_a_message_of_another_epoch_is_stale(desk: Desk) -> None:
     a = desk.join("a")
-    desk.send(a.route, Acquire(2, a.session, 9, "f", "file", "exclusive", 0))
+    desk.send(a.route, Acquire(2, a.session, 9, "f", "file", "exclusive", 0, 0, 0, 0, False))
     assert a.got(Stale).epoch == 1
     assert not desk.core.locks
 
@@ -1410,7 +1414,7 @@ def test_locks_without_a_file_are_taken_over_by_those_who_held_them() -> None:
     lines = [plainly(1, "door", "exclusive", "a"), plainly(2, "gate", "shared", "a"), plainly(3, "gate", "shared", "b")]
     lines.append(plainly(4, "hatch", "exclusive", "c"))
     desk = restarted("a", "b", "c", holds=tuple(lines))
-    held = [Held(line.lock, line.token, line.mode) for line in lines]  # type: ignore[arg-type]
+    held = [claimed(line.lock, line.token, line.mode) for line in lines]  # type: ignore[arg-type]
     a, b = desk.join("a", held=(held[0], held[1])), desk.join("b", held=(held[2],))
     d = desk.join("d", plain=True)
     d.acquire("door", kind="plain")
@@ -1434,15 +1438,31 @@ def test_locks_without_a_file_are_taken_over_by_those_who_held_them() -> None:
 
 def test_of_two_who_claim_a_lock_without_a_file_the_larger_token_has_it() -> None:
     desk = restarted("a", "b")
-    older, newer = Held("door", make_token(1, 1), "exclusive"), Held("door", make_token(1, 2), "exclusive")
-    shared = Held("gate", make_token(1, 3), "shared")
-    a = desk.join("a", held=(newer, Held("gate", make_token(1, 4), "exclusive"), Held("f", make_token(1, 9), "shared")))
+    older, newer = (
+        claimed("door", make_token(1, 1), "exclusive"),
+        claimed("door", make_token(1, 2), "exclusive"),
+    )
+    shared = claimed("gate", make_token(1, 3), "shared")
+    a = desk.join(
+        "a",
+        held=(
+            newer,
+            claimed("gate", make_token(1, 4), "exclusive"),
+            claimed("f", make_token(1, 9), "shared"),
+        ),
+    )
     b = desk.join(
-        "b", held=(older, shared, Held("", make_token(1, 5), "shared"), Held("x", make_token(2, 5), "shared"))
+        "b",
+        held=(
+            older,
+            shared,
+            claimed("", make_token(1, 5), "shared"),
+            claimed("x", make_token(2, 5), "shared"),
+        ),
     )
     assert {grant.lock for grant in a.all(Grant)} == {"door", "gate"}
     assert not b.all(Grant)
-    late = desk.join("late", held=(Held("window", make_token(1, 7), "exclusive"),))
+    late = desk.join("late", held=(claimed("window", make_token(1, 7), "exclusive"),))
     assert not late.all(Grant) and "window" not in desk.core.locks
 
 

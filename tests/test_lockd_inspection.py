@@ -354,7 +354,7 @@ def test_drops_admissions_refusals_and_stale_messages_are_counted(desk: Desk) ->
     b.say(Report, "f", FIRST, FIRST.token)
     again = a.granted("f")
     b.acquire("f", wait_ms=0)
-    b.say(Acquire, 51, "f", "plain", "shared", 0)
+    b.say(Acquire, 51, "f", "plain", "shared", 0, 0, 0, 0, False)
     desk.send(a.route, Ping(7, a.session, 3))
     Guest(desk, "a", incarnation="9" * 16).hello(replica="8" * 16)
     assert again.in_sync == (a.replica, b.replica)

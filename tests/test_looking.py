@@ -87,9 +87,11 @@ def test_status(up: Group) -> None:
 
 def test_why_tells_holder_and_waiters_in_order(up: Group) -> None:
     with Operator(up.endpoint, "holder") as holder, Operator(up.endpoint, "next-one") as waiter:
-        token = holder.ask(Acquire(holder.epoch, holder.session, 5, "job", "plain", "exclusive", 60_000), Grant).token
+        token = holder.ask(
+            Acquire(holder.epoch, holder.session, 5, "job", "plain", "exclusive", 60_000, 0, 0, 0, False), Grant
+        ).token
         for request in (5, 6):
-            acquire = Acquire(waiter.epoch, waiter.session, request, "job", "plain", "shared", 60_000)
+            acquire = Acquire(waiter.epoch, waiter.session, request, "job", "plain", "shared", 60_000, 0, 0, 0, False)
             waiter._socket.send(encode(acquire))
         kind, holds, *waits = until(
             lambda: lines if len(lines := lines_of(up, "why", "--name", "who", "job")) == 4 else [], "two wait"

@@ -158,7 +158,7 @@ def test_every_truncated_frame_is_refused(message: Message) -> None:
         ([3, 1, 1, 1, 1], ToLockd, "Expected `array` of at most length 3, got 4"),
         ([3, 1, 1, True], ToLockd, "Expected `int`, got `bool`"),
         ([3, 1, 1, 1 << 63], ToLockd, "Expected `int` <= 9223372036854775807"),
-        ([4, 1, 1, 1, "f", "file", "none", 0], ToLockd, "Invalid enum value 'none'"),
+        ([4, 1, 1, 1, "f", "file", "none", 0, 0, 0, 0, False], ToLockd, "Invalid enum value 'none'"),
         ([97, "../f", 1, 1], FromReplica, "a file's name is malformed"),
         ([65, "", "f", 1, [0, 0, b"short"], [], {}], ToReplica, "Expected `bytes` of length >= 16"),
         ([65, "", "f", 1, [0, 0, bytes(16)], [], {"a b": 1}], ToReplica, "a host's name is malformed"),
@@ -180,7 +180,7 @@ def test_what_is_wrong_is_said_in_words(values: object, expected: Any, problem: 
 
 def test_another_version_is_refused_in_words() -> None:
     for frame, version in ((b"\x01\x91\x03", "1"), (b"", "none")):
-        with pytest.raises(WireError, match=f"it speaks version {version} of the protocol, this is 3"):
+        with pytest.raises(WireError, match=f"it speaks version {version} of the protocol, this is 4"):
             decode(frame, EVERYTHING)
 
 
@@ -198,9 +198,10 @@ def test_every_message_has_a_number_of_its_own_for_ever() -> None:
             )
         ),
         11: "Here",
-        12: "Inspect",
+        **dict(enumerate(["Inspect", "InUse", "Break", "CallBack"], 12)),
         **dict(enumerate(["Welcome", "Pong", "Grant", "Refused", "Released", "InSync", "View", "Learn"], 33)),
-        **dict(enumerate(["Admitted", "Settle", "Stale", "Ended", "Probe", "Inspection"], 41)),
+        **dict(enumerate(["Admitted", "Settle", "Stale", "Ended", "Probe", "Inspection", "Recall", "Lost"], 41)),
+        **dict(enumerate(["Broken", "CalledBack"], 49)),
         **dict(enumerate(["Push", "Fetch"], 65)),
         **dict(enumerate(["Ack", "Fenced", "Fetched"], 97)),
     }

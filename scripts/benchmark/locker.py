@@ -40,7 +40,9 @@ class Locker:
     def acquire(self) -> int:
         """Wait for the lock; return its token."""
         self._request += 1
-        acquire = Acquire(self._epoch, self._session, self._request, LOCK, "plain", "exclusive", _WAIT_MS)
+        acquire = Acquire(
+            self._epoch, self._session, self._request, LOCK, "plain", "exclusive", _WAIT_MS, 0, 0, 0, False
+        )
         send(self._socket, encode(acquire))
         grant = self._receive()
         assert isinstance(grant, Grant), grant

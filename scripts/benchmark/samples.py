@@ -19,10 +19,12 @@ _TOKEN: Final = make_token(1, 20_000)
 _VERSION: Final = Version(5000, _TOKEN, bytes(16))
 _TIME_US: Final = 1_800_000_000_000_000
 
-ACQUIRE_PLAIN: Final = len(encode(Acquire(1, 5, 5000, LOCK, "plain", "exclusive", 10_000)))
-GRANT_PLAIN: Final = len(encode(Grant(1, 5000, LOCK, _TOKEN, "exclusive", {}, EMPTY, (), (), _TIME_US)))
-ACQUIRE_FILE: Final = len(encode(Acquire(1, 5, 5000, FILE, "file", "exclusive", 10_000)))
-GRANT_FILE: Final = len(encode(Grant(1, 5000, FILE, _TOKEN, "exclusive", _CLOCK, _VERSION, _REPLICAS, (), _TIME_US)))
+ACQUIRE_PLAIN: Final = len(encode(Acquire(1, 5, 5000, LOCK, "plain", "exclusive", 10_000, 1, 0, 0, False)))
+GRANT_PLAIN: Final = len(encode(Grant(1, 5000, LOCK, _TOKEN, "exclusive", {}, EMPTY, (), (), _TIME_US, False)))
+ACQUIRE_FILE: Final = len(encode(Acquire(1, 5, 5000, FILE, "file", "exclusive", 10_000, 0, 0, 0, False)))
+GRANT_FILE: Final = len(
+    encode(Grant(1, 5000, FILE, _TOKEN, "exclusive", _CLOCK, _VERSION, _REPLICAS, (), _TIME_US, False))
+)
 PUSH: Final = len(
     encode(
         Push(
