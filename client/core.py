@@ -402,19 +402,19 @@ class Client:
             return
         match message:
             case Grant():
-                shared.answered(message.request)
+                shared.unconfirmed.answered(message.request)
                 self._holder.granted(message)
             case Released():
-                shared.answered(message.request)
+                shared.unconfirmed.answered(message.request)
                 self._holder.released(message)
             case Pong():
-                shared.answered(message.request)
+                shared.unconfirmed.answered(message.request)
                 self._pong(message)
             case Refused():
-                shared.answered(message.request)
+                shared.unconfirmed.answered(message.request)
                 self._holder.refused(message)
             case InSync():
-                shared.answered(message.request)
+                shared.unconfirmed.answered(message.request)
                 self._holder.in_sync(message)
             case View():
                 self._view(message.members)

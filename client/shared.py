@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from client.effects import Effect, FileState, Flush, History, Log, Persist, Remember, SendLockd
 from client.figures import Figures
+from client.unconfirmed import Unconfirmed
 from common.clock import Clock, tick
 from common.limits import AHEAD_US_MAX
 from common.messages import Head, Member, ToLockd
@@ -65,8 +66,7 @@ class Shared:
     requests: int = 0
     connected: bool = False
     figures: Figures = field(default_factory=Figures)
-    _one_way: list[tuple[int, ToLockd]] = field(default_factory=list)
-    _answered: int = 0
+    unconfirmed: Unconfirmed = field(default_factory=Unconfirmed)
     _tickets: int = 0
     _pending: dict[int, tuple[str, FileState | None, Callable[[], None], Failed]] = field(default_factory=dict)
 
@@ -81,30 +81,18 @@ class Shared:
 
     def tell_lockd_one_way(self, message: ToLockd) -> None:
         """Send what lockd does not answer, and keep it until it is known to have come."""
-        self._one_way.append((self.requests, message))
+        self.unconfirmed.keep(self.requests, message)
         self.tell_lockd(message)
-
-    def answered(self, request: int) -> None:
-        """Take in that lockd has answered a request: what was sent before that has come too.
-
-        What an answer proves counts from the next one on. The first may have overtaken the news that its
-        connection is another than the one on which the rest was lost.
-        """
-        while self._one_way and self._one_way[0][0] < self._answered:
-            del self._one_way[0]
-        self._answered = request
 
     def say_again(self) -> None:
         """Send again what an earlier connection may have lost and nobody waits for."""
-        self._one_way = [(self.requests, message) for _, message in self._one_way]
-        self._answered = 0
-        for _, message in self._one_way:
+        for message in self.unconfirmed.again(self.requests):
             self.tell_lockd(message)
 
     def forget_session(self) -> None:
         """Take in that the session is lost, and with it all that was under way to lockd."""
         self.session = 0
-        self._one_way.clear()
+        self.unconfirmed.clear()
 
     def remember(self) -> None:
         """Ask the driver to keep who we are, and how much we have seen of lockd's state."""

@@ -139,7 +139,7 @@ class Queues:
             return f"lockd keeps at most {LOCKS_MAX} locks"
         if message.owner in session.waiting:
             return f"this owner waits for {shared.locks[session.waits[session.waiting[message.owner]]].name} already"
-        if message.converts and session.holds.get(message.converts) != message.lock:
+        if message.converts and not shared.expected and session.holds.get(message.converts) != message.lock:
             return (
                 f"{message.lock} is not held under token {format_token(message.converts)}, so that cannot be converted"
             )
