@@ -82,9 +82,16 @@ def source_of(module: str) -> Path | None:
 
 
 def imports_of(source: str) -> set[str]:
-    """Return the dotted names that `source` imports, at any depth; of `from a import b` both a and a.b."""
+    """Return the dotted names that `source` imports, at any depth; of `from a import b` both a and a.b.
+
+    What only a type checker sees is not imported.
+    """
     names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
+            node.body.clear()
+    for node in ast.walk(tree):
         match node:
             case ast.Import():
                 names.update(alias.name for alias in node.names)
