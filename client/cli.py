@@ -49,6 +49,9 @@ LockdAt = Annotated[
     ),
 ]
 UnusedName = Annotated[str | None, typer.Option("--name", metavar="NAME", envvar="LOCKSTEP_NAME", hidden=True)]
+OperatorName = Annotated[
+    str | None, typer.Option("--name", metavar="NAME", envvar="LOCKSTEP_NAME", help="Who asks, for lockd's log.")
+]
 UnusedLockd = Annotated[str | None, typer.Option("--lockd", metavar="ENDPOINT", envvar="LOCKSTEP_LOCKD", hidden=True)]
 Durability = Annotated[
     str,
@@ -326,9 +329,7 @@ def give_up(
     of: Annotated[
         list[str], typer.Option("--of", metavar="NAME", help="Who has the newest version and is lost; repeats.")
     ],
-    name: Annotated[
-        str | None, typer.Option("--name", metavar="NAME", envvar="LOCKSTEP_NAME", help="Who asks, for lockd's log.")
-    ] = None,
+    name: OperatorName = None,
     lockd: Annotated[
         str, typer.Option("--lockd", metavar="ENDPOINT", envvar="LOCKSTEP_LOCKD", help="Where lockd is.")
     ] = "tcp://127.0.0.1:7461",
@@ -387,15 +388,68 @@ def why(
     data: Whence = None,
 ) -> None:
     """Say who holds the lock NAME, how healthy it is, and what each waiter waits for."""
-    from common.names import lock_name_problem
-
-    if problem := lock_name_problem(lock):
-        raise wrong_use(f"NAME {lock!r}: {problem}")
+    _check_lock(lock)
     from client.inspecting import why_lines
     from client.inspecting_json import why_json
 
     seen = _inspect(lockd, data, lock)
     _tell_lines(why_json(seen, lock) if json_ else None, why_lines(seen, lock))
+
+
+@app.command("break")
+def break_(
+    lock: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="A file, or a lock without one.")],
+    token: Annotated[
+        str, typer.Option("--token", metavar="T", help="The token of the hold, as `client locks` shows it.")
+    ],
+    json_: Json = False,
+    name: OperatorName = None,
+    lockd: LockdAt = None,
+    data: Whence = None,
+) -> None:
+    """Take the lock NAME away from who holds it under token T; its holder is told. No other hold is touched."""
+    from common.tokens import format_token, parse_token
+
+    _check_lock(lock)
+    try:
+        number = parse_token(token)
+    except ValueError as error:
+        raise wrong_use(f"--token: {error}; see client locks") from None
+    endpoint = _lockd_of(lockd, data)
+    from client.inspecting import duration
+    from client.operator import break_lock
+    from common.printing import printable
+
+    broken = break_lock(endpoint, name, lock, number)
+    values: dict[str, object] = {"lock": lock, "token": format_token(number), "client": broken.host}
+    values |= {"mode": broken.mode, "held_us": broken.held_us, "delay_ms": broken.delay_ms}
+    had = f"{printable(broken.host)} had it, {broken.mode}, under token {token} for {duration(broken.held_us)}"
+    line = f"ok {printable(lock)} is broken: {had}"
+    if broken.delay_ms:
+        line += f"; unless that one says that it has stopped, nobody gets it for {duration(broken.delay_ms * 1000)}"
+    _tell_lines(values if json_ else None, [line])
+
+
+@app.command()
+def recall(
+    lock: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="A file, or a lock without one.")],
+    json_: Json = False,
+    name: OperatorName = None,
+    lockd: LockdAt = None,
+    data: Whence = None,
+) -> None:
+    """Ask those who keep the lock NAME unused to give it back; who uses it goes on until it is done."""
+    _check_lock(lock)
+    endpoint = _lockd_of(lockd, data)
+    from client.operator import call_back
+    from common.printing import printable
+
+    called = call_back(endpoint, name, lock)
+    lines = [f"ok {printable(host)} is asked to give {printable(lock)} back" for host in called.hosts]
+    lines += [
+        f"{printable(host)} holds {printable(lock)} for use, and keeps it until it is done" for host in called.others
+    ]
+    _tell_lines({"lock": lock, "asked": called.hosts, "using": called.others} if json_ else None, lines)
 
 
 @app.command()
@@ -419,6 +473,13 @@ def top(
 def main() -> None:
     """Run the command."""
     run_command("client", app)
+
+
+def _check_lock(lock: str) -> None:
+    from common.names import lock_name_problem
+
+    if problem := lock_name_problem(lock):
+        raise wrong_use(f"NAME {lock!r}: {problem}")
 
 
 def _one_shot(

@@ -156,6 +156,16 @@ class Client:
         return self._shared.files
 
     @property
+    def epoch(self) -> int:
+        """Return the epoch of the newest session."""
+        return self._shared.identity.epoch
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether ops are under way."""
+        return self._holder.busy
+
+    @property
     def learning(self) -> frozenset[str]:
         """Return the files that this replica is catching up with."""
         return frozenset(self._follower.learning)
@@ -433,8 +443,10 @@ class Client:
                     shared.tell_lockd(Here(shared.identity.epoch, shared.session, message.request))
             case Lost():
                 self._holder.broken(message)
-            case Recall() | Inspection() | Broken() | CalledBack():
-                pass  # for operators, and for who keeps locks; a replica does not ask for them
+            case Recall():
+                self._holder.recalled(message)
+            case Inspection() | Broken() | CalledBack():
+                pass  # for operators; a replica does not ask for them
             case _:
                 assert_never(message)
 

@@ -6,6 +6,11 @@ a read only ticks and logs. The release is final. A change is `ok` when every in
 a read when lockd confirms that its token was still current. A replica that leaves the view or stays silent is
 dropped by lockd at our request, and only its durable answer takes the replica off the list.
 
+A lock that lockd calls sticky is kept when an op is done: the next op of this client on that file has it at once,
+without a message to lockd, until a Recall. A read under it is given out while the lease lasts, with a margin for clocks
+that run apart: before that nobody else is granted the lock. (Gray and Cheriton, "Leases", 1989; lock caching in
+Burrows, "The Chubby lock service", 2006.)
+
 An op that cannot go on is `failed` as long as no push with it has left, and `unknown` afterwards. One that is asked for
 again stays `unknown` until it has been looked for in the history, under the lock.
 """
@@ -19,11 +24,13 @@ from client.shared import Shared
 from common.clock import Clock, merge
 from common.eventlog import format_op, format_pairs, shorten
 from common.limits import CHANGE_BYTES_MAX
-from common.messages import Acquire, Cancel, Drop, Fenced, Grant, InSync, Lost, Push, Refused, Release, Released
+from common.messages import Acquire, Cancel, Drop, Fenced, Grant, InSync, Lost, Push, Recall, Refused, Release, Released
 from common.records import Record, Version, splice
 from common.tokens import format_token
 from common.wire import version_after
 
+_LEASE_MARGIN: Final = 7
+"""A kept lock is not used any more when a seventh of a third of the ttl is left: clocks may differ by a twentieth."""
 _ANSWER_MARGIN_NS: Final = 1_000_000_000
 """lockd ends a wait; so much later the client ends it by itself."""
 
@@ -34,6 +41,17 @@ _NO_SESSION: Final = (
 _NO_ANSWER: Final = "lockd gave no answer in time: it is down, or stands still; look into lockd.log, and try again"
 
 Stage = Literal["queued", "waiting", "holding", "settling", "persisting", "pushed", "releasing"]
+
+
+class Kept(Struct, eq=False):
+    """A sticky lock, and the version and acks that the last op under it has left. While it is `busy` an op has it."""
+
+    token: int
+    in_sync: frozenset[str]
+    version: Version
+    acked: set[str]
+    busy: bool = True
+    recalled: bool = False
 
 
 class Op(Struct, eq=False):
@@ -58,6 +76,7 @@ class Op(Struct, eq=False):
     pushed_again: bool = False
     asked_to_drop: frozenset[str] = frozenset()
     looked: bool = False
+    kept: Kept | None = None
 
 
 class Holder:
@@ -70,6 +89,12 @@ class Holder:
         self._by_request: dict[int, Op] = {}
         self.silence_ns = 1_000_000_000
         self._left = ""
+        self._kept: dict[str, Kept] = {}
+
+    @property
+    def busy(self) -> bool:
+        """Tell whether there are ops that have not ended."""
+        return bool(self._ops)
 
     def deadline_ns(self) -> int | None:
         """Return when `tick` wants to be called, or None."""
@@ -116,6 +141,7 @@ class Holder:
 
     def session_lost(self, reason: str) -> None:
         """End every op whose lock is void; those that only waited for one wait for the next session."""
+        self._kept.clear()
         for op in list(self._ops):
             if op.stage == "waiting" and op.submit is not None:
                 self._by_request.pop(op.request, None)
@@ -126,6 +152,9 @@ class Holder:
     def leave(self, reason: str, unsure: bool) -> None:
         """End every op, and each that is still to come; where `unsure`, what was being persisted may have happened."""
         self._left = reason
+        for file, kept in list(self._kept.items()):
+            if not kept.busy:
+                self._give_back(file, kept)
         for op in list(self._ops):
             if unsure and op.stage == "persisting":
                 op.stage = "pushed"
@@ -147,6 +176,8 @@ class Holder:
         shared.saw_time(grant.time_us)
         state = shared.state(op.file)
         op.version = state.head.version
+        if grant.sticky:
+            op.kept = self._kept[op.file] = Kept(grant.token, op.in_sync, op.version, set())
         if shared.knows_too_much(grant.clock):
             self._fail(op, f"lockd's clock of {op.file} knows more of {shared.identity.host} than it does itself")
         elif state.promised > grant.token:
@@ -196,10 +227,20 @@ class Holder:
 
     def broken(self, message: Lost) -> None:
         """End the op whose lock an operator has taken away."""
+        if (kept := self._kept.get(message.lock)) is not None and kept.token == message.token:
+            del self._kept[message.lock]
         for op in self._ops:
             if op.token == message.token and op.file == message.lock:
                 self._fail(op, f"its lock was lost: {message.reason}", release=False)
                 return
+
+    def recalled(self, message: Recall) -> None:
+        """Give a lock back that somebody else wants: now, or when the op that has it is done."""
+        kept = self._kept.get(message.lock)
+        if kept is not None and kept.token == message.token:
+            kept.recalled = True
+            if not kept.busy:
+                self._give_back(message.lock, kept)
 
     def released(self, message: Released) -> None:
         """Give out a read's value if its token was still current."""
@@ -207,10 +248,7 @@ class Holder:
         if op is None or op.stage != "releasing":
             return
         if message.current:
-            if op.file in self._shared.files:
-                self._finish(op, "ok", "")
-            else:
-                self._create(op)
+            self._give_out(op)
         else:
             self._finish(op, "failed", "its lock was lost before the read ended; try again")
 
@@ -265,6 +303,18 @@ class Holder:
 
     def _acquire(self, op: Op) -> None:
         shared = self._shared
+        kept = self._kept.get(op.file)
+        if kept is not None and op.submit is not None and not kept.busy and self._lease_lasts():
+            kept.busy = True
+            op.stage, op.kept, op.token, op.in_sync, op.version = (
+                "holding",
+                kept,
+                kept.token,
+                kept.in_sync,
+                kept.version,
+            )
+            self._do(op)
+            return
         op.stage, op.request, op.asked_ns = "waiting", shared.request(), shared.now_ns
         self._by_request[op.request] = op
         self._ask(op)
@@ -287,7 +337,7 @@ class Holder:
                 owner=0,
                 limit=0,
                 converts=0,
-                sticky=False,
+                sticky=op.submit is not None and mode == "exclusive",
             )
         )
 
@@ -318,6 +368,13 @@ class Holder:
             case _:
                 assert_never(op.submit.verb)
 
+    def _give_out(self, op: Op) -> None:
+        """End a read whose value is known to be the newest."""
+        if op.file in self._shared.files:
+            self._finish(op, "ok", "")
+        else:
+            self._create(op)
+
     def _create(self, op: Op) -> None:
         """Make the file that a read is the first op of; it stays at version 0.
 
@@ -346,6 +403,10 @@ class Holder:
         def then() -> None:
             shared.reads[op.file] = op.clock
             shared.emit(ReadFile(number, op.file))
+            if op.kept and not op.kept.recalled and self._lease_lasts():
+                self._release(op, shared.clock)
+                self._give_out(op)
+                return
             op.stage = "releasing"
             self._release(op, shared.clock, confirm=True)
 
@@ -479,11 +540,36 @@ class Holder:
             self._release(op, self._shared.clock, changed=True)
             self._finish(op, "ok", "")
 
-    def _release(self, op: Op, clock: Clock, changed: bool = False, confirm: bool = False) -> None:
-        """Give the lock back, with a clock for the next holders."""
+    def _lease_lasts(self) -> bool:
+        """Tell whether nobody else can have a lock that is kept, also where lockd's clock runs faster than ours."""
         shared = self._shared
+        return shared.session != 0 and shared.now_ns < shared.lease_ns - self.silence_ns // _LEASE_MARGIN
+
+    def _give_back(self, file: str, kept: Kept) -> None:
+        """Release a lock that was kept; what the ops under it have left lockd knows."""
+        shared, token = self._shared, kept.token
+        del self._kept[file]
+        epoch, session, acked = shared.identity.epoch, shared.session, tuple(sorted(kept.acked))
+        release = Release(epoch, session, 0, file, token, kept.version, {}, False, acked, confirm=False, keep=False)
+        shared.tell_lockd_one_way(release)
+
+    def _release(
+        self, op: Op, clock: Clock, changed: bool = False, confirm: bool = False, failed: bool = False
+    ) -> None:
+        """Give the lock back, with a clock for the next holders; one that may be kept is kept."""
+        shared, kept = self._shared, op.kept
         assert op.version is not None
-        request = 0
+        request, keep = 0, False
+        if kept:
+            keep = not (kept.recalled or confirm or failed or self._left)
+            if op.acked:
+                kept.in_sync, kept.version, kept.acked = op.in_sync, op.version, op.acked
+            else:
+                op.acked = kept.acked  # a read, or a change that never was: the file is as the op before has left it
+            if keep:
+                kept.busy = False
+            else:
+                del self._kept[op.file]
         if confirm:
             request = shared.request()
             self._by_request[request] = op
@@ -498,6 +584,7 @@ class Holder:
             changed,
             tuple(sorted(op.acked)),
             confirm,
+            keep,
         )
         if confirm:
             op.unanswered = release
@@ -518,7 +605,7 @@ class Holder:
                 op.acked = set()
             # An op that did not happen leaves the clock of what it has settled, or none.
             settled = shared.state(op.file).head.clock if op.acked else {}
-            self._release(op, shared.clock if pushed else settled, changed=pushed)
+            self._release(op, shared.clock if pushed else settled, changed=pushed, failed=True)
         retry = op.submit.retry if op.submit and not op.looked else ()
         if retry:
             op.id = retry[-1]  # of which nothing more is known than before

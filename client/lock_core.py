@@ -214,7 +214,7 @@ class LockCore:
             del self._idle[hold.lock]
         self.holds.pop(hold.token, None)
         if self._session:
-            release = Release(self._epoch, self._session, 0, hold.lock, hold.token, EMPTY, {}, False, (), False)
+            release = Release(self._epoch, self._session, 0, hold.lock, hold.token, EMPTY, {}, False, (), False, False)
             self._tell_one_way(release)
 
     def leave(self) -> None:
@@ -344,7 +344,9 @@ class LockCore:
         self._highest = max(self._highest, grant.token)
         if grant.request == 0:
             if grant.token not in self.holds:  # it was given back before lockd had decided on the claim
-                release = Release(self._epoch, self._session, 0, grant.lock, grant.token, EMPTY, {}, False, (), False)
+                release = Release(
+                    self._epoch, self._session, 0, grant.lock, grant.token, EMPTY, {}, False, (), False, False
+                )
                 self._tell_one_way(release)
             return
         wait = self.waits.pop(grant.request, None)

@@ -7,6 +7,7 @@ nobody waits; it polls the descriptor only when no call has read for a while, so
 thread, not two.
 """
 
+import atexit
 import os
 import select
 import threading
@@ -416,4 +417,11 @@ def _after_fork() -> None:
             session._connection.abandon()
 
 
+def _at_exit() -> None:
+    """Give back what a program that ends still holds: nobody has to wait for its leases."""
+    for session in list(_sessions):
+        session.close()
+
+
 os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

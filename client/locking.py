@@ -22,11 +22,10 @@ from typing import Final, Generic, Self, TypeVar
 from client.lock_core import Hold
 from client.lock_errors import Cancelled, Deadlock, LockError, LockLost, Misuse, NotAcquired, TimedOut, Token
 from client.lock_session import LockSession, now_ns
+from client.settings import DEFAULT_LOCKD
 from common.limits import NAME_LENGTH_MAX, SEMAPHORE_MAX
 from common.messages import Mode
 from common.names import client_name_problem, endpoint_problem, lock_name_problem
-
-DEFAULT_LOCKD: Final = "tcp://127.0.0.1:7461"
 
 Value = TypeVar("Value")
 OnLost = Callable[["Lock"], object]

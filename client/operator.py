@@ -7,7 +7,23 @@ import zmq
 
 from client.reach import reach
 from common.errors import CommandError, refused
-from common.messages import FromLockd, GiveUp, Goodbye, Hello, Inspect, Inspection, InSync, Refused, ToLockd, Welcome
+from common.messages import (
+    Break,
+    Broken,
+    CallBack,
+    CalledBack,
+    FromLockd,
+    GiveUp,
+    Goodbye,
+    Hello,
+    Inspect,
+    Inspection,
+    InSync,
+    Refused,
+    ToLockd,
+    Welcome,
+)
+from common.printing import printable
 from common.sockets import caller
 from common.wire import WireError, decode, encode
 
@@ -29,6 +45,23 @@ def give_up(lockd: str, name: str | None, file: str, hosts: list[str]) -> int:
         except KeyboardInterrupt:
             line = f"give-up of {file} was ended by SIGINT: it may have happened; look into lockd.log, or ask again"
             raise CommandError(130, line) from None
+
+
+def break_lock(lockd: str, name: str | None, lock: str, token: int) -> Broken:
+    """Take a lock away from who holds it under `token`; return from whom. Raises CommandError."""
+    with Operator(lockd, name) as operator:
+        request = Break(operator.epoch, operator.session, _REQUEST, lock, token)
+        try:
+            return operator.ask(request, Broken)
+        except KeyboardInterrupt:
+            line = f"break of {printable(lock)} was ended by SIGINT: it may have happened; see client locks"
+            raise CommandError(130, line) from None
+
+
+def call_back(lockd: str, name: str | None, lock: str) -> CalledBack:
+    """Ask the holders of a lock to give it back unless they use it; return who they are. Raises CommandError."""
+    with Operator(lockd, name) as operator:
+        return operator.ask(CallBack(operator.epoch, operator.session, _REQUEST, lock), CalledBack)
 
 
 def inspect(lockd: str, lock: str = "") -> Inspection:

@@ -262,7 +262,8 @@ class Release(Message, frozen=True, tag=6):
     """Give a lock back; final once sent. Answered by Released if `confirm`.
 
     For a file: the version left, the clock left, whether anything was changed, and the replicas that
-    acked the version. A lock without a file leaves EMPTY and nobody.
+    acked the version. A lock without a file leaves EMPTY and nobody. With `keep` an op is done under a sticky lock,
+    which stays held.
     """
 
     epoch: Number
@@ -275,6 +276,7 @@ class Release(Message, frozen=True, tag=6):
     changed: bool
     acked: tuple[str, ...]
     confirm: bool
+    keep: bool
 
 
 class Drop(Message, frozen=True, tag=7):

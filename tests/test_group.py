@@ -323,7 +323,7 @@ def frames(welcome: Welcome) -> list[list[bytes]]:
         [encode(Ping(welcome.epoch + 1, welcome.session, 1))],
         [encode(Ping(welcome.epoch, welcome.session, 1))],
         [encode(Ping(welcome.epoch, 1, 1))],
-        [encode(Release(welcome.epoch, 1, 1, "notes.txt", 1, far, {"a": 1}, True, (), True))],
+        [encode(Release(welcome.epoch, 1, 1, "notes.txt", 1, far, {"a": 1}, True, (), True, False))],
         [encode(Report(welcome.epoch, 1, "notes.txt", far, 1))],
         [hello],
         [hello[:-3]],

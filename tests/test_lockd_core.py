@@ -232,7 +232,9 @@ class Guest:
     ) -> None:
         self.requests += 1
         replicas = tuple([guest.replica for guest in acked])
-        self.say(Release, self.requests, grant.lock, grant.token, version, clock or {}, changed, replicas, confirm)
+        self.say(
+            Release, self.requests, grant.lock, grant.token, version, clock or {}, changed, replicas, confirm, False
+        )
 
     def got(self, kind: type[Kept]) -> Kept:
         """Return the one message of a kind that came since the last time."""
@@ -344,7 +346,7 @@ def test_a_repeated_request_gets_the_first_answer(desk: Desk) -> None:
     b.got(Grant)
     released = a.got(Released)
     assert released.current
-    a.say(Release, released.request, "f", first.token, EMPTY, {}, False, (), True)
+    a.say(Release, released.request, "f", first.token, EMPTY, {}, False, (), True, False)
     assert a.got(Released) == released
 
 
@@ -1132,7 +1134,7 @@ def test_the_queue_does_what_two_lists_would(kind: Kind, steps: list[tuple[int, 
         else:
             hold = next((hold for hold in _holds(desk) if hold.session == guest.session), None)
             if hold is not None and way_out == "release or cancel":
-                guest.say(Release, 900, "l", hold.token, EMPTY, {}, False, (), False)
+                guest.say(Release, 900, "l", hold.token, EMPTY, {}, False, (), False, False)
             elif hold is None and way_out == "wait over":
                 desk.core._queues.wait_over(desk.core.sessions[guest.session], asked[number], desk.now_ns)
             else:
@@ -1431,7 +1433,7 @@ def test_locks_without_a_file_are_taken_over_by_those_who_held_them() -> None:
     assert b.got(Grant).token == held[2].token
     assert d.got(Grant).lock == "hatch"
     assert [(line.event, line.lock) for line in desk.lines()] == [("expiry", "hatch"), ("grant", "hatch")]
-    a.say(Release, 91, "door", held[0].token, EMPTY, {}, False, (), True)
+    a.say(Release, 91, "door", held[0].token, EMPTY, {}, False, (), True, False)
     assert a.got(Released).current
     assert d.got(Grant).lock == "door"
 

@@ -50,7 +50,7 @@ class Locker:
 
     def release(self, token: int) -> None:
         """Give the lock back, one-way."""
-        release = Release(self._epoch, self._session, 0, LOCK, token, EMPTY, {}, False, (), False)
+        release = Release(self._epoch, self._session, 0, LOCK, token, EMPTY, {}, False, (), False, False)
         send(self._socket, encode(release))
 
     def cycle(self) -> None:

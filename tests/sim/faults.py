@@ -213,7 +213,8 @@ class Injector:
         group = self._group
         lockd, process = group.lockd, actor.process
         locks = lockd.core.locks.values()
-        if not lockd.alive or any(lock.holds or not lock.file or not lock.file.clean for lock in locks):
+        busy = any(each.process is not None and each.process.core.busy for each in group.actors)
+        if not lockd.alive or busy or any(not lock.file or not lock.file.clean for lock in locks):
             # Not while an op may have happened of which lockd does not know yet.
             if tries:
                 group.schedule.after(_RETRY_NS, self._start_copy, fault, actor, directory, copy, tries - 1)

@@ -368,7 +368,7 @@ class Group:
         live = {actor.directory.replica: actor for actor in self.actors if actor.process is not None}
         for lock in self.lockd.core.locks.values():
             assert lock.file is not None
-            if lock.holds or lock.queue:
+            if lock.queue or not all(hold.sticky for hold in lock.holds.values()):
                 return f"{lock.name} is held or wanted"
             if live and lock.file.clean is None and lock.file.astray:
                 return f"{lock.name} is still to be settled"
@@ -378,6 +378,8 @@ class Group:
         for actor in live.values():
             if actor.process is not None and actor.process.core.learning:
                 return f"{actor.plan.name} thinks that it still learns"
+            if actor.process is not None and actor.process.core.epoch != self.lockd.core.epoch:
+                return f"{actor.plan.name} does not know that lockd has started anew"
         waiting = ", ".join(actor.plan.name for actor in self.actors if not actor.at_rest)
         return f"{waiting} are not done" if waiting else ""
 
