@@ -395,7 +395,7 @@ class Lockd:
         self._ring_at(session, session.deadline_ns)
         if member:
             shared.by_replica[member.replica] = session
-        changes.append(SessionOpened(number, hello.name, member.replica if member else ""))
+        changes.append(SessionOpened(number, hello.name, member.replica if member else "", hello.incarnation))
         shared.persist(*changes)
         shared.emit(Note(f"session {number} of {host} is open"))
         claimed = bool(shared.expected)
@@ -408,7 +408,11 @@ class Lockd:
         back = [
             number
             for number, expected in shared.expected.items()
-            if (expected.replica == member.replica if member else expected.name == hello.name)
+            if (
+                expected.replica == member.replica
+                if member
+                else (expected.name, expected.incarnation) == (hello.name, hello.incarnation)
+            )
         ]
         self._restart.arrived(now_ns, set(back))
 

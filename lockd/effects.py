@@ -25,11 +25,12 @@ class ReplicaSeen(Value, frozen=True):
 
 
 class SessionOpened(Value, frozen=True):
-    """A session begins; `replica` is "" for a client without one."""
+    """A session begins; `replica` is "" for a client without one, which only its `incarnation` can go on with."""
 
     session: int
     name: str
     replica: str
+    incarnation: str
 
 
 class SessionEnded(Value, frozen=True):

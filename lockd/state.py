@@ -7,14 +7,14 @@ from typing import Final, assert_never
 
 from lockd.effects import Change, Durable, ForgetAcked, InSyncChanged, Rebuilt, ReplicaSeen, SessionEnded, SessionOpened
 
-FORMAT: Final = 2
+FORMAT: Final = 3
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE epochs (epoch INTEGER PRIMARY KEY, id TEXT, changes INTEGER);
 CREATE TABLE replicas (replica TEXT PRIMARY KEY, name TEXT, host TEXT UNIQUE, start_count INTEGER,
                        incarnation TEXT) WITHOUT ROWID;
-CREATE TABLE sessions (session INTEGER PRIMARY KEY, name TEXT, replica TEXT);
+CREATE TABLE sessions (session INTEGER PRIMARY KEY, name TEXT, replica TEXT, incarnation TEXT);
 CREATE TABLE in_sync (file TEXT, position INTEGER, replica TEXT, PRIMARY KEY (file, position)) WITHOUT ROWID;
 """
 
@@ -120,8 +120,8 @@ class State:
                         self._connection.executemany("INSERT INTO epochs VALUES (?, ?, ?)", rows)
                     case ForgetAcked(token):
                         execute("UPDATE meta SET value = ? WHERE key = 'forgotten'", (token,))
-                    case SessionOpened(session, name, replica):
-                        execute("INSERT INTO sessions VALUES (?, ?, ?)", (session, name, replica))
+                    case SessionOpened(session, name, replica, incarnation):
+                        execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", (session, name, replica, incarnation))
                         execute("UPDATE meta SET value = ? WHERE key = 'session'", (session,))
                     case SessionEnded(session):
                         execute("DELETE FROM sessions WHERE session = ?", (session,))

@@ -1266,7 +1266,7 @@ def restarted(*names: str, holds: tuple[GrantLine, ...] = (), left: KeepLeft | N
     seen = {
         replica: ReplicaSeen(replica, name, name, 0, "0" * 16) for name, replica in zip(names, replicas, strict=True)
     }
-    sessions = {number: SessionOpened(number, name, replica_id(name)) for number, name in enumerate(names, 1)}
+    sessions = {number: SessionOpened(number, name, replica_id(name), "0" * 16) for number, name in enumerate(names, 1)}
     lefts = {left.lock: left} if left else {}
     desk = Desk(Durable(GROUP, 2, EPOCHS, len(names), seen, {"f": replicas}, sessions, list(holds), lefts))
     desk.begin()

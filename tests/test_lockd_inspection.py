@@ -242,7 +242,7 @@ def test_where_all_of_the_in_sync_set_are_absent_waiters_wait_for_them(desk: Des
 
 
 def test_after_a_start_waiters_wait_for_the_sessions_that_are_not_back() -> None:
-    desk = Desk(Durable(GROUP, 2, EPOCHS, 5, sessions={5: SessionOpened(5, "b", "")}))
+    desk = Desk(Durable(GROUP, 2, EPOCHS, 5, sessions={5: SessionOpened(5, "b", "", "b" * 16)}))
     desk.begin()
     a = desk.join("a")
     a.acquire("f")

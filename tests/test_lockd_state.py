@@ -10,6 +10,7 @@ import pytest
 from lockd.effects import InSyncChanged, ReplicaSeen, SessionEnded, SessionOpened
 from lockd.state import State, StateError
 
+INCARNATION = "5" * 16
 ALICE = ReplicaSeen("a" * 16, "alice", "alice", 1, "1" * 16)
 AGAIN = ReplicaSeen("a" * 16, "alice", "alice", 2, "2" * 16)
 OTHER = ReplicaSeen("b" * 16, "alice", "alice#2", 1, "3" * 16)
@@ -52,9 +53,9 @@ def test_each_start_has_a_larger_epoch_and_the_same_group(path: Path) -> None:
 def test_what_was_written_is_there_after_a_restart(path: Path) -> None:
     state = State.open(path)
     state.begin()
-    state.write((ALICE, SessionOpened(1, "alice", ALICE.replica)))
+    state.write((ALICE, SessionOpened(1, "alice", ALICE.replica, INCARNATION)))
     state.write((InSyncChanged("notes.txt", (OTHER.replica, ALICE.replica)),))
-    state.write((OTHER, AGAIN, SessionOpened(2, "bob", ""), SessionEnded(2)))
+    state.write((OTHER, AGAIN, SessionOpened(2, "bob", "", INCARNATION), SessionEnded(2)))
     state.write((InSyncChanged("plans.txt", (ALICE.replica,)),))
     state.write((InSyncChanged("plans.txt", (ALICE.replica, OTHER.replica)),))
     state.close()
@@ -72,20 +73,20 @@ def test_what_was_written_is_there_after_a_restart(path: Path) -> None:
 
 def test_sessions_outlive_their_lockd_until_they_end(path: Path, state: State) -> None:
     state.begin()
-    state.write((SessionOpened(1, "alice", ""), SessionOpened(2, "bob", "")))
+    state.write((SessionOpened(1, "alice", "", INCARNATION), SessionOpened(2, "bob", "", INCARNATION)))
     state.write((SessionEnded(2),))
     state.close()
     again = State.open(path)
-    assert again.begin().sessions == {1: SessionOpened(1, "alice", "")}
+    assert again.begin().sessions == {1: SessionOpened(1, "alice", "", INCARNATION)}
     again.close()
 
 
 def test_of_changes_that_cannot_be_made_none_is(path: Path, state: State) -> None:
     state.begin()
-    state.write((SessionOpened(1, "alice", ""),))
+    state.write((SessionOpened(1, "alice", "", INCARNATION),))
     with pytest.raises(StateError, match="cannot be written"):
-        state.write((InSyncChanged("notes.txt", (ALICE.replica,)), SessionOpened(1, "bob", "")))
-    state.write((SessionOpened(2, "bob", ""),))
+        state.write((InSyncChanged("notes.txt", (ALICE.replica,)), SessionOpened(1, "bob", "", INCARNATION)))
+    state.write((SessionOpened(2, "bob", "", INCARNATION),))
     state.close()
     assert rows(path, "SELECT file FROM in_sync") == []
     assert rows(path, "SELECT session, name FROM sessions ORDER BY session") == [(1, "alice"), (2, "bob")]
@@ -121,8 +122,8 @@ def test_a_database_of_another_program_is_left_alone(path: Path) -> None:
 def test_a_newer_format_is_refused(path: Path, state: State) -> None:
     state.close()
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE meta SET value = 3 WHERE key = 'format'")
-    with pytest.raises(StateError, match="has format 3, this lockd reads 2"):
+        connection.execute("UPDATE meta SET value = 4 WHERE key = 'format'")
+    with pytest.raises(StateError, match="has format 4, this lockd reads 3"):
         State.open(path)
 
 
