@@ -33,12 +33,17 @@ _owners = itertools.count(1)
 _thread = threading.local()
 
 
+def new_owner() -> int:
+    """Return a number for a task that takes locks, which no other has."""
+    return next(_owners)
+
+
 def _this_thread() -> int:
     """Return a number of this thread that no other ever has, unlike those that the system gives."""
     try:
         return _thread.owner  # type: ignore[no-any-return]
     except AttributeError:
-        _thread.owner = next(_owners)
+        _thread.owner = new_owner()
         return _thread.owner  # type: ignore[no-any-return]
 
 

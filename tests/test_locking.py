@@ -1,0 +1,438 @@
+"""LockClient against a real lockd: what a program sees of its locks."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from client import Cancelled, Deadlock, LockClient, LockLost, Misuse, NotAcquired, TimedOut, Token, Unreachable
+from client.aio import held
+from client.operator import break_lock, call_back, inspect
+
+S = 1_000_000_000
+PATIENCE_S = 20.0
+
+
+class Daemon:
+    """lockd as a process, to be killed and started again on its endpoint."""
+
+    def __init__(self, data: Path, *options: str) -> None:
+        self.data, self.options = data, options
+        self.endpoint = "tcp://127.0.0.1:*"
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-P", "-m", "lockd", "--bind", self.endpoint, "--data", str(self.data)]
+        self.process = subprocess.Popen([*command, *self.options], stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        self.endpoint = self.process.stdout.readline().split()[1]
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def grants(self) -> str:
+        return (self.data / "grants.log").read_text("utf-8")
+
+
+@pytest.fixture
+def lockd(tmp_path: Path) -> Iterator[Daemon]:
+    daemon = Daemon(tmp_path / "lockd", "--ttl", "1s", "--lock-delay", "500ms")
+    yield daemon
+    daemon.kill()
+
+
+@pytest.fixture
+def clients(lockd: Daemon) -> Iterator[Callable[[str], LockClient]]:
+    made: list[LockClient] = []
+
+    def make(name: str) -> LockClient:
+        made.append(LockClient(lockd.endpoint, name=name))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
+
+
+def until(holds: Callable[[], object]) -> None:
+    end = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end, "it did not come to be in time"
+        time.sleep(0.002)
+
+
+def waiters(lockd: Daemon, lock: str) -> int:
+    return sum(len(state.queue) for state in inspect(lockd.endpoint, lock).locks)
+
+
+def in_thread(function: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    """Run a function in a thread; the list gets what it returns or raises."""
+    ended: list[object] = []
+
+    def run() -> None:
+        try:
+            ended.append(function())
+        except Exception as error:  # noqa: BLE001  (the test looks at it)
+            ended.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread, ended
+
+
+def test_a_lock_is_held_alone_and_its_tokens_rise(clients: Callable[[str], LockClient]) -> None:
+    a, b = clients("a"), clients("b")
+    with a.lock("job") as lock:
+        first = lock.token
+        assert lock.held
+        assert lock.check() == first
+        assert str(first).count(".") == 1
+        with pytest.raises(TimedOut, match=f"job is held by a under token {first}"):
+            b.lock("job").acquire(0)
+        assert not b.lock("job").try_acquire()
+    with b.lock("job") as other:
+        assert other.token > first
+        assert Token.parse(str(other.token)) == other.token
+        assert not a.lock("job").held
+
+
+def test_who_waits_is_granted_when_the_holder_is_done(lockd: Daemon, clients: Callable[[str], LockClient]) -> None:
+    a, b = clients("a"), clients("b")
+    held_by_a = a.lock("job")
+    held_by_a.acquire()
+    thread, ended = in_thread(lambda: b.lock("job", wait=None).acquire())
+    until(lambda: waiters(lockd, "job"))
+    held_by_a.release()
+    thread.join()
+    assert isinstance(ended[0], Token)
+
+
+def test_what_makes_no_sense_is_a_misuse(clients: Callable[[str], LockClient]) -> None:
+    a = clients("a")
+    lock = a.lock("job")
+    for call in (lock.release, lock.check, lambda: lock.token, lock.upgrade):
+        with pytest.raises(Misuse):
+            call()
+    lock.acquire()
+    with pytest.raises(Misuse, match="held already, by this thread"):
+        lock.acquire()
+    thread, ended = in_thread(lock.release)
+    thread.join()
+    assert isinstance(ended[0], Misuse) and "another thread" in str(ended[0])
+    with pytest.raises(Deadlock, match=r"a .* waits for job, held by a"):
+        a.lock("job").acquire()
+    lock.release()
+    for name in ("", "a\nb", "x" * 600):
+        with pytest.raises(ValueError, match="a lock's name"):
+            a.lock(name)
+    with pytest.raises(ValueError, match="limit 0"):
+        a.semaphore("s", 0)
+    a.close()
+    with pytest.raises(Misuse, match="closed"):
+        lock.acquire()
+
+
+def test_a_reentrant_lock_is_released_as_often_as_it_was_acquired(clients: Callable[[str], LockClient]) -> None:
+    a, b = clients("a"), clients("b")
+    lock = a.lock("job", reentrant=True)
+    with lock, lock:
+        pass
+    assert b.lock("job").try_acquire()
+
+
+def test_shared_holders_go_together_and_one_may_upgrade(clients: Callable[[str], LockClient]) -> None:
+    a, b = clients("a"), clients("b")
+    ours, theirs = a.lock("doc", shared=True), b.lock("doc", shared=True)
+    first = ours.acquire()
+    theirs.acquire()
+    with pytest.raises(TimedOut):
+        ours.upgrade(0)
+    assert ours.check() == first
+    theirs.release()
+    second = ours.upgrade()
+    assert second > first and not theirs.try_acquire()
+    assert ours.downgrade() > second
+    assert theirs.try_acquire()
+
+
+def test_the_second_who_upgrades_is_refused_as_a_deadlock(lockd: Daemon, clients: Callable[[str], LockClient]) -> None:
+    a, b = clients("a"), clients("b")
+    ours, theirs = a.lock("doc", shared=True), b.lock("doc", shared=True)
+    theirs.acquire()
+
+    def upgrade() -> Token:
+        with ours:
+            return ours.upgrade()
+
+    thread, ended = in_thread(upgrade)
+    until(lambda: waiters(lockd, "doc"))
+    with pytest.raises(Deadlock, match="doc"):
+        theirs.upgrade()
+    assert theirs.held
+    theirs.release()
+    thread.join()
+    assert isinstance(ended[0], Token)
+
+
+def test_a_deadlock_of_two_is_told_to_one(lockd: Daemon, clients: Callable[[str], LockClient]) -> None:
+    a, b = clients("a"), clients("b")
+    left = b.lock("left")
+    left.acquire()
+    holds = threading.Event()
+
+    def other() -> None:
+        with a.lock("right"):
+            holds.set()
+            with a.lock("left"):
+                pass
+
+    thread, ended = in_thread(other)
+    holds.wait(PATIENCE_S)
+    until(lambda: waiters(lockd, "left"))
+    with pytest.raises(Deadlock) as caught:
+        b.lock("right").acquire()
+    for name in ("left", "right"):
+        assert f"waits for {name}, held by" in str(caught.value)
+    left.release()
+    thread.join()
+    assert ended == [None]
+
+
+def test_a_semaphore_has_places_for_so_many(clients: Callable[[str], LockClient]) -> None:
+    a, b, c = clients("a"), clients("b"), clients("c")
+    places = [each.semaphore("pool", 2) for each in (a, b, c)]
+    assert [place.try_acquire() for place in places] == [True, True, False]
+    places[0].release()
+    assert places[2].try_acquire()
+    with pytest.raises(NotAcquired, match="pool is a semaphore of 2 here, not a semaphore of 3"):
+        a.semaphore("pool", 3).acquire()
+    with pytest.raises(NotAcquired, match="pool is a semaphore of 2 here"):
+        a.lock("pool").acquire()
+
+
+def test_several_locks_are_held_all_or_none(clients: Callable[[str], LockClient]) -> None:
+    a, b = clients("a"), clients("b")
+    with a.locks("x", "y") as both:
+        assert set(both.check()) == {"x", "y"}
+        with pytest.raises(TimedOut):
+            b.locks("w", "y").acquire(0)
+        assert b.lock("w").try_acquire()
+    assert b.lock("x").try_acquire()
+
+
+def test_a_wait_ends_by_cancel_and_leaves_no_waiter(lockd: Daemon, clients: Callable[[str], LockClient]) -> None:
+    a, b = clients("a"), clients("b")
+    with a.lock("job"):
+        wanted = b.lock("job", wait=None)
+        thread, ended = in_thread(wanted.acquire)
+        until(lambda: waiters(lockd, "job"))
+        wanted.cancel()
+        thread.join()
+        assert isinstance(ended[0], Cancelled)
+        until(lambda: not waiters(lockd, "job"))
+    assert b.lock("job").try_acquire()
+
+
+def test_many_threads_of_one_client_take_turns(clients: Callable[[str], LockClient]) -> None:
+    a, counted = clients("a"), [0]
+
+    def count() -> None:
+        for _ in range(20):
+            with a.lock("counter", wait=None):
+                before = counted[0]
+                time.sleep(0)
+                counted[0] = before + 1
+
+    threads = [in_thread(count) for _ in range(8)]
+    for thread, _ in threads:
+        thread.join()
+    assert [ended for _, ended in threads] == [[None]] * 8
+    assert counted == [160]
+
+
+def test_a_sticky_lock_is_taken_again_without_a_message_until_it_is_wanted(
+    lockd: Daemon, clients: Callable[[str], LockClient]
+) -> None:
+    a, b = clients("a"), clients("b")
+    lock = a.lock("job", sticky=True)
+    tokens = set()
+    for _ in range(100):
+        with lock:
+            tokens.add(lock.token)
+    assert len(tokens) == 1
+    assert b.lock("job").acquire() > max(tokens)
+    until(lambda: lockd.grants().count("event=grant") == 2)
+    with pytest.raises(TimedOut):
+        lock.acquire(0)
+
+
+def test_a_sticky_lock_in_use_is_given_back_when_it_is_done(
+    lockd: Daemon, clients: Callable[[str], LockClient]
+) -> None:
+    a, b = clients("a"), clients("b")
+    with a.lock("job", sticky=True):
+        thread, ended = in_thread(lambda: b.lock("job").acquire())
+        until(lambda: waiters(lockd, "job"))
+        assert not ended
+    thread.join()
+    assert isinstance(ended[0], Token)
+
+
+def test_who_keeps_an_idle_lock_gives_it_back_when_an_operator_asks(
+    lockd: Daemon, clients: Callable[[str], LockClient]
+) -> None:
+    with clients("a").lock("job", sticky=True):
+        pass
+    assert call_back(lockd.endpoint, None, "job").hosts == ("a",)
+    until(lambda: not inspect(lockd.endpoint, "job").locks)
+
+
+def test_a_broken_lock_is_lost_at_once_and_a_guard_is_poisoned(
+    lockd: Daemon, clients: Callable[[str], LockClient]
+) -> None:
+    told: list[str] = []
+    lock = clients("a").lock("job", on_lost=lambda lost: told.append(lost.name))
+    lock.acquire()
+    guard = lock.guard({"x": 1})
+    assert guard.get() == {"x": 1}
+    broken = break_lock(lockd.endpoint, "boss", "job", int(lock.token))
+    assert (broken.host, broken.mode) == ("a", "exclusive")
+    assert lock.lost.wait(PATIENCE_S)
+    until(lambda: told == ["job"])
+    for call in (lock.check, guard.get):
+        with pytest.raises(LockLost, match="boss broke it"):
+            call()
+    assert not lock.held
+    other = clients("b").lock("job")
+    assert not other.try_acquire()
+    lock.release()  # which says that it has stopped
+    assert other.acquire(PATIENCE_S)
+    with pytest.raises(LockLost, match="not held any more"):
+        guard.get()
+
+
+def test_the_end_of_a_context_tells_that_its_lock_was_lost(lockd: Daemon, clients: Callable[[str], LockClient]) -> None:
+    lock = clients("a").lock("job")
+
+    def work() -> None:
+        with lock:
+            break_lock(lockd.endpoint, "boss", "job", int(lock.token))
+            assert lock.lost.wait(PATIENCE_S)
+
+    with pytest.raises(LockLost, match="boss broke it"):
+        work()
+
+
+def test_a_restart_of_lockd_loses_no_lock(lockd: Daemon, clients: Callable[[str], LockClient]) -> None:
+    a, b = clients("a"), clients("b")
+    kept, sticky = a.lock("kept"), a.lock("sticky", sticky=True)
+    token = kept.acquire()
+    with sticky:
+        pass
+    thread, ended = in_thread(lambda: b.lock("kept", wait=None).acquire())
+    until(lambda: waiters(lockd, "kept"))
+    lockd.kill()
+    lockd.start()
+    until(lambda: waiters(lockd, "kept"))
+    assert kept.check() == token and not ended
+    kept.release()
+    thread.join()
+    assert isinstance(ended[0], Token) and ended[0] > token
+    assert b.lock("sticky").acquire() > token
+
+
+def test_a_lease_that_ends_loses_the_lock_before_anybody_else_has_it(
+    lockd: Daemon, clients: Callable[[str], LockClient]
+) -> None:
+    lock = clients("a").lock("job")
+    lock.acquire()
+    os.kill(lockd.process.pid, signal.SIGSTOP)
+    try:
+        assert lock.lost.wait(PATIENCE_S)
+        with pytest.raises(LockLost, match="the lease ran out"):
+            lock.check()
+    finally:
+        os.kill(lockd.process.pid, signal.SIGCONT)
+    lock.release()
+    assert lock.acquire(PATIENCE_S)
+
+
+def test_a_session_lives_on_while_a_thread_computes(clients: Callable[[str], LockClient]) -> None:
+    a = clients("a")
+    with a.lock("job") as lock:
+        end_ns = time.monotonic_ns() + 2 * a.ttl_ns
+        while time.monotonic_ns() < end_ns:
+            sum(range(1000))
+        assert lock.check()
+
+
+def test_a_child_of_a_fork_cannot_use_the_parents_locks(clients: Callable[[str], LockClient]) -> None:
+    a = clients("a")
+    lock = a.lock("job")
+    lock.acquire()
+    if not (child := os.fork()):
+        code = 1
+        try:
+            a.lock("other").acquire()
+        except Misuse:
+            code = 7
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert lock.check()
+
+
+def test_a_program_that_ends_gives_its_locks_back(lockd: Daemon, clients: Callable[[str], LockClient]) -> None:
+    program = f"from client import LockClient\nLockClient({lockd.endpoint!r}).lock('job').acquire()\n"
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=PATIENCE_S)
+    assert clients("b").lock("job").try_acquire()
+
+
+def test_without_lockd_there_is_one_clear_error() -> None:
+    with pytest.raises(Unreachable, match=r"no session with lockd at tcp://127.0.0.1:1 \(Connection refused\)"):
+        LockClient("tcp://127.0.0.1:1", wait=0.2)
+    with pytest.raises(ValueError, match="an endpoint reads"):
+        LockClient("nonsense")
+
+
+def test_a_name_in_use_is_refused(clients: Callable[[str], LockClient]) -> None:
+    clients("a")
+    with pytest.raises(Unreachable, match="the name a is in use"):
+        clients("a")
+
+
+def test_tasks_wait_without_holding_up_their_loop(lockd: Daemon, clients: Callable[[str], LockClient]) -> None:
+    a, counted = clients("a"), [0]
+
+    async def count() -> None:
+        for _ in range(5):
+            async with held(a.lock("counter", wait=None)) as lock:
+                before = counted[0]
+                await asyncio.sleep(0)
+                counted[0] = before + 1
+                assert lock.check()
+
+    async def cancelled() -> None:
+        async with held(a.lock("counter", wait=None)):
+            waiting = asyncio.create_task(count())
+            while not await asyncio.to_thread(waiters, lockd, "counter"):
+                pass
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+        assert not await asyncio.to_thread(waiters, lockd, "counter")
+
+    async def main() -> None:
+        await asyncio.gather(*[count() for _ in range(10)])
+        await cancelled()
+
+    asyncio.run(main())
+    assert counted == [50]
