@@ -2,15 +2,19 @@
 
 import contextlib
 import os
+import pwd
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+from scripts.launching.processes import tie
 
 PATIENCE_S: Final = 60.0
 """How long a child may take for what is waited for, in seconds."""
@@ -29,6 +33,8 @@ class Child:
     process: subprocess.Popen[bytes]
     out: Path
     complaints: Path
+    ends_on: signal.Signals = signal.SIGTERM
+    """What asks it to end."""
 
     @property
     def pid(self) -> int:
@@ -50,7 +56,7 @@ class Child:
                 if line.startswith(start):
                     return line
             if ended or time.monotonic() > deadline:
-                raise NotMeasured(f"{self.out.stem} never said {start!r}: {self._last_words()}")
+                raise NotMeasured(f"{self.out.stem} never said {start!r}: {self.last_words()}")
             time.sleep(_PAUSE_S)
 
     def finish(self, sign: signal.Signals | None = None) -> str:
@@ -62,7 +68,7 @@ class Child:
         except subprocess.TimeoutExpired:
             raise NotMeasured(f"{self.out.stem} did not end in {PATIENCE_S:g} s") from None
         if code != 0:
-            raise NotMeasured(f"{self.out.stem} ended with {code}: {self._last_words()}")
+            raise NotMeasured(f"{self.out.stem} ended with {code}: {self.last_words()}")
         return self.out.read_text("utf-8", "replace")
 
     def memory_kib(self, name: str) -> int:
@@ -72,7 +78,8 @@ class Child:
                 return int(line.split()[1])
         raise NotMeasured(f"{self.out.stem} has no {name}")
 
-    def _last_words(self) -> str:
+    def last_words(self) -> str:
+        """Return its last complaint."""
         words = self.complaints.read_text("utf-8", "replace").strip().splitlines()
         return words[-1] if words else "it said nothing"
 
@@ -85,28 +92,66 @@ def memory_of(child: Child, name: str) -> tuple[str, str, float]:
 class Stage:
     """A temporary directory and the children that work in it."""
 
-    def __init__(self, directory: Path) -> None:
-        """Use an existing directory."""
+    def __init__(self, directory: Path, *, tied: bool = False) -> None:
+        """Use an existing directory. Children that are `tied` end with this process, however it ends.
+
+        While those start, this process must have one thread.
+        """
         self.directory = directory
+        self._before = tie(os.getpid()) if tied else None
         self._children: list[Child] = []
 
-    def python(self, name: str, *arguments: str) -> Child:
+    def python(self, name: str, *arguments: str, variables: Mapping[str, str] | None = None) -> Child:
         """Start `python -P -m arguments...` with a silent stdin; `name` is for its output."""
-        return self.start(name, [sys.executable, "-P", "-m", *arguments])
+        return self.start(name, [sys.executable, "-P", "-m", *arguments], variables)
 
-    def start(self, name: str, command: Sequence[str]) -> Child:
-        """Start a process whose output goes to NAME.out and NAME.err."""
+    def start(self, name: str, command: Sequence[str], variables: Mapping[str, str] | None = None) -> Child:
+        """Start a process whose output goes to NAME.out and NAME.err; `variables` add to its environment."""
+        return self._start(name, command, signal.SIGTERM, env=environment() | dict(variables or {}))
+
+    def serve(
+        self, name: str, command: Sequence[str], *, user: str | None = None, ends_on: signal.Signals = signal.SIGTERM
+    ) -> Child:
+        """Start another project's server, as another user if one is named."""
+        return self._start(
+            name,
+            command,
+            ends_on,
+            env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},  # ETCD_… and PG… would lead it elsewhere
+            cwd=self.directory,
+            user=user,
+            group=pwd.getpwnam(user).pw_gid if user else None,
+            extra_groups=() if user else None,
+        )
+
+    def data(self, name: str, user: str | None = None) -> Path:
+        """Make a directory for a server, and let it be that user's if one is named."""
+        directory = self.directory / f"{name}.data"
+        directory.mkdir(mode=0o700)
+        if user is not None:
+            self.directory.chmod(0o711)
+            shutil.chown(directory, user)
+        return directory
+
+    def _start(self, name: str, command: Sequence[str], ends_on: signal.Signals, **options: Any) -> Child:
         out, complaints = self.directory / f"{name}.out", self.directory / f"{name}.err"
         with out.open("wb") as stdout, complaints.open("wb") as stderr:
-            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=stdout, stderr=stderr, env=environment())
-        self._children.append(child := Child(process, out, complaints))
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.PIPE,
+                stdout=stdout,
+                stderr=stderr,
+                preexec_fn=self._before,  # noqa: PLW1509 - one thread, see above
+                **options,
+            )
+        self._children.append(child := Child(process, out, complaints, ends_on))
         return child
 
     def end(self) -> None:
         """End whatever still runs, the newest first; what does not end on SIGTERM is killed."""
         for child in reversed(self._children):
             if child.process.poll() is None:
-                child.process.terminate()
+                child.process.send_signal(child.ends_on)
         deadline = time.monotonic() + 5
         for child in reversed(self._children):
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -119,10 +164,10 @@ class Stage:
 
 
 @contextlib.contextmanager
-def stage() -> Iterator[Stage]:
+def stage(*, tied: bool = False) -> Iterator[Stage]:
     """Give a stage; end its children and remove its directory afterwards."""
     with tempfile.TemporaryDirectory(prefix="lockstep-bench-", ignore_cleanup_errors=True) as directory:
-        place = Stage(Path(directory))
+        place = Stage(Path(directory), tied=tied)
         try:
             yield place
         finally:

@@ -40,6 +40,10 @@ class Effort:
     """Events of each client whose logs are merged."""
     events: int
     """Of the run that is drawn."""
+    peer_rounds: int
+    """How often each peer takes its turn at a workload."""
+    peer_s: float
+    """How long such a turn is."""
 
 
 FULL = Effort(
@@ -57,6 +61,8 @@ FULL = Effort(
     missed_ops=10_000,
     log_events=10_000,
     events=50_000,
+    peer_rounds=3,
+    peer_s=2.0,
 )
 QUICK = Effort(
     rounds=5,
@@ -73,6 +79,8 @@ QUICK = Effort(
     missed_ops=500,
     log_events=500,
     events=5_000,
+    peer_rounds=1,
+    peer_s=0.5,
 )
 
 

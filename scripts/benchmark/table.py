@@ -6,22 +6,23 @@ from typing import Final
 
 from scripts.benchmark.figures import Row
 
-_HEAD: Final = ("name", "measured", "limit", "ratio", "wanted", "ok?", "compared")
 _OK: Final[dict[bool | None, str]] = {True: "ok", False: "missed", None: ""}
 
 
-def as_table(rows: Sequence[Row]) -> str:
-    """Return a heading and one line per row, in columns."""
-    cells = [_HEAD, *[_cells(row) for row in rows]]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(_HEAD))]
+def as_table(rows: Sequence[Row], measured: str = "measured", limit: str = "limit") -> str:
+    """Return a heading and one line per row, in columns; two of which may have other names."""
+    head = ("name", measured, limit, "ratio", "wanted", "ok?", "compared")
+    cells = [head, *[_cells(row) for row in rows]]
+    widths = [max(len(line[column]) for line in cells) for column in range(len(head))]
     return "\n".join([_line(line, widths) for line in cells])
 
 
-def as_json(rows: Sequence[Row], problems: Mapping[str, str]) -> str:
-    """Return rows, and what could not be measured, as one JSON object."""
-    return json.dumps(
-        {"rows": [_values(row) for row in rows], "not measured": dict(problems)}, indent=2, ensure_ascii=False
-    )
+def as_json(rows: Sequence[Row], problems: Mapping[str, str], absent: Mapping[str, str] | None = None) -> str:
+    """Return rows, what could not be measured and, where that is asked for, what is not installed, as one object."""
+    values: dict[str, object] = {"rows": [_values(row) for row in rows], "not measured": dict(problems)}
+    if absent is not None:
+        values["not installed"] = dict(absent)
+    return json.dumps(values, indent=2, ensure_ascii=False)
 
 
 def _line(cells: Sequence[str], widths: Sequence[int]) -> str:

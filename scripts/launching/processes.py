@@ -35,7 +35,7 @@ class Child:
                 stdout=subprocess.PIPE,
                 stderr=file,
                 start_new_session=True,
-                preexec_fn=_tie(os.getpid()),  # noqa: PLW1509  (the launcher has one thread)
+                preexec_fn=tie(os.getpid()),  # noqa: PLW1509  (the launcher has one thread)
             )
         assert self._process.stdout is not None
         self._stdout = self._process.stdout.fileno()
@@ -125,7 +125,7 @@ class Child:
         return next((shorten(printable(line)) for line in reversed(lines) if line.strip()), "")
 
 
-def _tie(parent: int) -> Callable[[], None] | None:
+def tie(parent: int) -> Callable[[], None] | None:
     """Return what a child does before it begins, so that it gets SIGTERM when `parent` is gone."""
     if sys.platform != "linux":
         return None

@@ -1,0 +1,171 @@
+"""One client of one lock, for each system: what `scripts.benchmark.peers.taker` takes and gives back.
+
+An opening connects to the system's server over TCP on the loopback and returns (acquire, release). Each imports its
+library itself: a process has one system's client and no other's. Connections are as good as the library has them:
+prepared statements, one connection without a pool. They end with the process.
+"""
+
+import asyncio
+import atexit
+import functools
+import itertools
+import os
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+from scripts.benchmark.peers.address import HOST
+
+Act = Callable[[], object]
+
+TTL_S: Final = 60
+"""A lock outlives its client by so many seconds at most, where the system lets one say so."""
+
+
+def _lockstep(port: int, lock: str) -> tuple[Act, Act]:
+    from scripts.benchmark.locker import Locker
+
+    locker = Locker(f"tcp://{HOST}:{port}", f"taker-{os.getpid()}", lock)
+    tokens: list[int] = []
+
+    def acquire() -> None:
+        tokens.append(locker.acquire())
+
+    return acquire, lambda: locker.release(tokens.pop())
+
+
+def _redis_lock(port: int, lock: str, sleep_s: float) -> tuple[Act, Act]:
+    from redis import Redis
+
+    taken = Redis(HOST, port, single_connection_client=True).lock(lock, timeout=TTL_S, sleep=sleep_s)
+    return taken.acquire, taken.release
+
+
+def _redis_tokens(port: int, lock: str) -> tuple[Act, Act]:
+    """A list that holds one token: who pops it has the lock, and pushes it back."""
+    from redis import Redis
+
+    redis = Redis(HOST, port, single_connection_client=True)
+    if redis.set(f"{lock}:made", 1, nx=True):
+        redis.rpush(lock, "token")
+
+    def acquire() -> None:
+        if redis.blpop([lock], TTL_S) is None:
+            raise TimeoutError(f"no token in {TTL_S} s")
+
+    return acquire, functools.partial(redis.rpush, lock, "token")
+
+
+def _postgres(port: int, lock: str, library: str) -> tuple[Act, Act]:
+    key = zlib.crc32(lock.encode())
+    where = f"host={HOST} port={port} user=bench dbname=postgres"
+    options: dict[str, bool] = {}
+    if library == "psycopg2":
+        import psycopg2
+
+        connection = psycopg2.connect(where)
+        connection.autocommit = True
+    else:
+        import psycopg
+
+        connection = psycopg.connect(where, autocommit=True)
+        options["prepare"] = True
+    execute = connection.cursor().execute  # the cursor keeps the connection
+    return (
+        functools.partial(execute, f"SELECT pg_advisory_lock({key})", **options),
+        functools.partial(execute, f"SELECT pg_advisory_unlock({key})", **options),
+    )
+
+
+def _etcd_service(port: int, lock: str) -> tuple[Act, Act]:
+    """etcd's own lock service (v3lock), called by gRPC: no Python client of etcd wraps it.
+
+    Its messages are few and small enough to write by hand: field numbers are those of etcd's v3lock.proto, rpc.proto.
+    """
+    import grpc
+
+    channel = grpc.insecure_channel(f"{HOST}:{port}")
+    granted = channel.unary_unary("/etcdserverpb.Lease/LeaseGrant")(_field(1, TTL_S))
+    ask = channel.unary_unary("/v3lockpb.Lock/Lock")
+    give_back = channel.unary_unary("/v3lockpb.Lock/Unlock")
+    request = _field(1, lock.encode()) + _field(2, dict(_fields(granted))[2])
+    keys: list[int | bytes] = []
+
+    def acquire() -> None:
+        keys.append(dict(_fields(ask(request)))[2])
+
+    return acquire, lambda: give_back(_field(1, keys.pop()))
+
+
+def _etcd_recipe(port: int, lock: str) -> tuple[Act, Act]:
+    """The lock recipe of aetcd, the one Python client of etcd that is still kept up."""
+    import aetcd
+
+    async def connect() -> Any:
+        client = aetcd.Client(HOST, port)
+        await client.connect()
+        return client.lock(lock.encode(), ttl=TTL_S)
+
+    run = asyncio.new_event_loop().run_until_complete
+    taken = run(connect())
+    return lambda: run(taken.acquire(timeout=None)), lambda: run(taken.release())
+
+
+def _kazoo(port: int, lock: str) -> tuple[Act, Act]:
+    from kazoo.client import KazooClient
+
+    client = KazooClient(f"{HOST}:{port}")
+    client.start()
+    atexit.register(client.stop)
+    taken = client.Lock(f"/{lock}", str(os.getpid()))
+    return taken.acquire, taken.release
+
+
+OPENINGS: Final[dict[str, Callable[[int, str], tuple[Act, Act]]]] = {
+    "lockstep": _lockstep,
+    "redis-lock-100-ms": functools.partial(_redis_lock, sleep_s=0.1),
+    "redis-lock-5-ms": functools.partial(_redis_lock, sleep_s=0.005),
+    "redis-lock-1-ms": functools.partial(_redis_lock, sleep_s=0.001),
+    "redis-blpop": _redis_tokens,
+    "postgres-psycopg": functools.partial(_postgres, library="psycopg"),
+    "postgres-psycopg2": functools.partial(_postgres, library="psycopg2"),
+    "etcd-service": _etcd_service,
+    "etcd-aetcd": _etcd_recipe,
+    "zookeeper-kazoo": _kazoo,
+}
+"""(port of the server, name of the lock) to (acquire, release), by setting."""
+
+
+def _field(number: int, value: int | bytes) -> bytes:
+    """Return one field of a Protocol Buffers message: a varint, or bytes with their length."""
+    if isinstance(value, int):
+        return _varint(number << 3) + _varint(value)
+    return _varint(number << 3 | 2) + _varint(len(value)) + value
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Give (number, value) of each field of a message that has only varints and bytes at its top."""
+    octets = iter(message)
+    for first in octets:
+        tag = _read_varint(itertools.chain((first,), octets))
+        if tag & 7 == 0:
+            yield tag >> 3, _read_varint(octets)
+        else:
+            yield tag >> 3, bytes(itertools.islice(octets, _read_varint(octets)))
+
+
+def _varint(value: int) -> bytes:
+    written = bytearray()
+    while value > 127:
+        written.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*written, value])
+
+
+def _read_varint(octets: Iterator[int]) -> int:
+    value = 0
+    for place, octet in enumerate(octets):
+        value |= (octet & 127) << 7 * place
+        if octet < 128:
+            break
+    return value

@@ -1,0 +1,266 @@
+"""The same workloads for us and for our peers, in turn, round by round, so that what disturbs one disturbs all.
+
+A hand-off is counted only where the owner changes: a system whose clients keep the lock to themselves for many turns
+is not quick at handing it on. Where a system has several settings all are measured, and its best one is told.
+"""
+
+import itertools
+import math
+import sys
+import time
+from array import array
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from scripts.benchmark.figures import Row, jain, median
+from scripts.benchmark.group import Group, tell
+from scripts.benchmark.peers import packages
+from scripts.benchmark.peers.servers import PEERS, NotInstalled
+from scripts.benchmark.processes import Child, NotMeasured, Stage, stage
+from scripts.benchmark.sampling import Effort
+
+_TAKER: Final = "scripts.benchmark.peers.taker"
+_SOON_NS: Final = 200_000_000
+_MEMBERS: Final = 8
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """A way to lock that we compare."""
+
+    label: str
+    peer: str
+    """Whose server it uses: one of PEERS, or ours."""
+    settings: Mapping[str, str]
+    """Settings of the client to measure it at, and how they are told; the first is the default."""
+
+
+OURS: Final = System("Lockstep", "lockstep", {"lockstep": ""})
+REDIS_LOCK: Final = System(
+    "redis-py Lock",
+    "redis",
+    {"redis-lock-100-ms": "sleep 0.1", "redis-lock-5-ms": "sleep 0.005", "redis-lock-1-ms": "sleep 0.001"},
+)
+SYSTEMS: Final = (
+    REDIS_LOCK,
+    System("Redis BLPOP", "redis", {"redis-blpop": ""}),
+    System("PostgreSQL advisory lock", "postgres", {"postgres-psycopg": "psycopg 3", "postgres-psycopg2": "psycopg2"}),
+    System("etcd lock", "etcd", {"etcd-service": "lock service", "etcd-aetcd": "aetcd Lock"}),
+    System("kazoo Lock", "zookeeper", {"zookeeper-kazoo": ""}),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What clients, one per process, do for some time: take a lock and give it back at once."""
+
+    name: str
+    told: str
+    clients: int
+    locks: int
+
+    @property
+    def is_handed_on(self) -> bool:
+        """Tell whether clients wait for each other."""
+        return self.clients > self.locks
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one system did in one round."""
+
+    per_s: float
+    """Grants per second; where a lock is handed on, those alone whose owner is not the one before."""
+    shares: Sequence[int]
+    """Grants by client."""
+    p50_us: float
+    """From one grant of a client to its next, in microseconds: the median of all; infinite where no client had two."""
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What came of it."""
+
+    rows: list[Row] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
+    """Peers that are not installed, and how to get them."""
+    problems: dict[str, str] = field(default_factory=dict)
+    """What is installed and could not be measured, and why."""
+
+
+def workloads(effort: Effort) -> list[Workload]:
+    """Return all of them, in order."""
+    return [
+        Workload("alone", "one client alone", 1, 1),
+        *[Workload(f"hand-offs, {crowd} clients", f"{crowd} clients on one lock", crowd, 1) for crowd in effort.crowds],
+        Workload(f"{_MEMBERS} locks", f"{_MEMBERS} clients, each on a lock of its own", _MEMBERS, _MEMBERS),
+    ]
+
+
+def measure_peers(names: Sequence[str], effort: Effort, outcome: Outcome) -> None:
+    """Measure these peers and us; add to the outcome what is known so far. Raises NotMeasured where we cannot be."""
+    with stage(tied=True) as place:
+        ports = {"lockstep": int(Group(place).endpoint.rpartition(":")[2])} | _serve(place, names, outcome)
+        if len(ports) == 1:
+            return
+        systems = [OURS, *[system for system in SYSTEMS if system.peer in ports]]
+        todo = workloads(effort)
+        _say("warming up")
+        _take_turns(systems, ports, todo[0], effort.peer_s, {}, outcome)
+        for number, workload in enumerate(todo, 1):
+            turns: dict[str, list[Turn]] = {}
+            for round_number in range(1, effort.peer_rounds + 1):
+                _say(f"{workload.name} ({number} of {len(todo)}), round {round_number} of {effort.peer_rounds}")
+                _take_turns(systems, ports, workload, effort.peer_s, turns, outcome)
+            outcome.rows += rows_of(workload, systems, turns)
+
+
+def _serve(place: Stage, names: Sequence[str], outcome: Outcome) -> dict[str, int]:
+    """Start the servers of those that are installed; return their ports."""
+    ports: dict[str, int] = {}
+    try:
+        packages.install()
+    except NotInstalled as reason:
+        outcome.absent |= dict.fromkeys(names, str(reason))
+        return {}
+    for name in names:
+        _say(f"starting {name}")
+        try:
+            ports[name] = PEERS[name].serve(place)
+        except NotInstalled as reason:
+            outcome.absent[name] = str(reason)
+        except (NotMeasured, OSError) as error:
+            outcome.problems[name] = str(error)
+    return ports
+
+
+def _take_turns(
+    systems: Sequence[System],
+    ports: Mapping[str, int],
+    workload: Workload,
+    duration_s: float,
+    turns: dict[str, list[Turn]],
+    outcome: Outcome,
+) -> None:
+    """Have each system do the workload once, at each setting that can matter to it."""
+    for system in systems:
+        for setting in settings_of(system, workload):
+            what = f"{system.label} {system.settings[setting]}".strip()
+            if what in outcome.problems:
+                continue
+            try:
+                turns.setdefault(setting, []).append(take_turn(setting, ports[system.peer], workload, duration_s))
+            except (NotMeasured, OSError) as error:
+                if system is OURS:
+                    raise
+                outcome.problems[what] = f"{workload.name}: {error}"
+                turns.pop(setting, None)
+
+
+def settings_of(system: System, workload: Workload) -> list[str]:
+    """Return the settings to measure: how long redis-py sleeps matters only where clients wait for each other."""
+    settings = [*system.settings]
+    return settings[:1] if system is REDIS_LOCK and not workload.is_handed_on else settings
+
+
+def take_turn(setting: str, port: int, workload: Workload, duration_s: float) -> Turn:
+    """Have new clients do the workload; return what they did. Raises NotMeasured."""
+    with stage(tied=True) as place:
+        lock = f"bench-{time.monotonic_ns()}"  # none that any client had before
+        variables = {} if setting == "lockstep" else {"PYTHONPATH": str(packages.PACKAGES)}
+        takers: list[Child] = []
+        for number in range(workload.clients):
+            grants = str(place.directory / f"{number}.grants")
+            arguments = (setting, str(port), f"{lock}-{number % workload.locks}", grants)
+            takers.append(place.python(f"{setting}-{number}", _TAKER, *arguments, variables=variables))
+        for taker in takers:
+            taker.line("ready")
+        start_ns = time.monotonic_ns() + _SOON_NS
+        end_ns = start_ns + int(duration_s * 1e9)
+        for taker in takers:
+            tell(taker, start_ns, end_ns)
+        for taker in takers:
+            taker.finish()
+        grants_ns = []
+        for number in range(workload.clients):
+            own = array("q")
+            own.frombytes((place.directory / f"{number}.grants").read_bytes())
+            grants_ns.append(own)
+    return turn_of(grants_ns, workload, duration_s)
+
+
+def turn_of(grants_ns: Sequence[Sequence[int]], workload: Workload, duration_s: float) -> Turn:
+    """Return what clients did whose grants came at these moments."""
+    between = [after - before for own in grants_ns for before, after in itertools.pairwise(own)]
+    shares = [*map(len, grants_ns)]
+    counted = changes(grants_ns) if workload.is_handed_on else sum(shares)
+    return Turn(counted / duration_s, shares, median(between) / 1000 if between else math.inf)
+
+
+def changes(grants_ns: Sequence[Sequence[int]]) -> int:
+    """Return how many of all clients' grants of one lock went to another client than the grant before."""
+    owners = [owner for _, owner in sorted((at, owner) for owner, own in enumerate(grants_ns) for at in own)]
+    return sum(before != after for before, after in itertools.pairwise(owners))
+
+
+def rows_of(workload: Workload, systems: Sequence[System], turns: Mapping[str, Sequence[Turn]]) -> list[Row]:
+    """Return the figures of one workload: ours against each other system's at its best setting."""
+    ours = turns["lockstep"]
+    rows: list[Row] = []
+    if workload.is_handed_on:
+        told = f"{workload.told}: Jain's index of our grants by client, the median round"
+        rows.append(Row(f"{workload.name}, fairness", told, _fairness(ours), "", None, None, 0.999, "least"))
+    for system in systems:
+        measured = [setting for setting in settings_of(system, workload) if setting in turns]
+        if system is OURS or not measured:
+            continue
+        best = max(measured, key=lambda setting: median([turn.per_s for turn in turns[setting]]))
+        rows += _against(workload, system, system.settings[best], ours, turns[best])
+    return rows
+
+
+def _against(workload: Workload, system: System, told: str, ours: Sequence[Turn], theirs: Sequence[Turn]) -> list[Row]:
+    against = f"against {system.label}"
+    if len(settings_of(system, workload)) > 1:
+        against += f", {told}"
+    name = f"{workload.name}: {system.label}"
+    wanted = _wanted(workload, system)
+    what = "hand-offs to another client" if workload.is_handed_on else "acquire + release"
+    rows = [
+        Row(
+            name,
+            f"{workload.told}: {what}, {against}",
+            median([turn.per_s for turn in ours]),
+            "/s",
+            median([turn.per_s for turn in theirs]),
+            median([own.per_s / other.per_s for own, other in zip(ours, theirs, strict=True) if other.per_s]),
+            wanted,
+            "least",
+        )
+    ]
+    if workload.is_handed_on:
+        told = f"Jain's index, {against}"
+        rows.append(Row(f"{name}, fairness", told, _fairness(ours), "", _fairness(theirs)))
+    elif workload.clients == 1:
+        p50s = [median([turn.p50_us for turn in turns]) for turns in (ours, theirs)]
+        told = f"{workload.told}: p50, {against}"
+        rows.append(Row(f"{name}, p50", told, p50s[0], "µs", p50s[1], p50s[0] / p50s[1]))
+    return rows
+
+
+def _wanted(workload: Workload, system: System) -> float | None:
+    """Return the least ratio of our rate to theirs that is wanted."""
+    if workload.clients == 1:
+        return 1.5 if system is REDIS_LOCK else None
+    if workload.clients == 2:
+        return 0.9 if system.peer == "postgres" else None
+    return 1.0
+
+
+def _fairness(turns: Sequence[Turn]) -> float:
+    return median([jain(turn.shares) for turn in turns])
+
+
+def _say(text: str) -> None:
+    print(f"peers: {text}", file=sys.stderr, flush=True)
