@@ -11,12 +11,13 @@ import time
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 from scripts.benchmark.figures import Row, jain, median
 from scripts.benchmark.group import Group, tell
 from scripts.benchmark.peers import packages
-from scripts.benchmark.peers.servers import PEERS, NotInstalled
+from scripts.benchmark.peers.servers import PEERS
 from scripts.benchmark.processes import Child, NotMeasured, Stage, stage
 from scripts.benchmark.sampling import Effort
 
@@ -100,10 +101,11 @@ def workloads(effort: Effort) -> list[Workload]:
 
 def measure_peers(names: Sequence[str], effort: Effort, outcome: Outcome) -> None:
     """Measure these peers and us; add to the outcome what is known so far. Raises NotMeasured where we cannot be."""
+    programs = _find(names, outcome)
+    if not programs:
+        return
     with stage(tied=True) as place:
-        ports = {"lockstep": int(Group(place).endpoint.rpartition(":")[2])} | _serve(place, names, outcome)
-        if len(ports) == 1:
-            return
+        ports = {"lockstep": int(Group(place).endpoint.rpartition(":")[2])} | _serve(place, programs, outcome)
         systems = [OURS, *[system for system in SYSTEMS if system.peer in ports]]
         todo = workloads(effort)
         _say("warming up")
@@ -116,20 +118,32 @@ def measure_peers(names: Sequence[str], effort: Effort, outcome: Outcome) -> Non
             outcome.rows += rows_of(workload, systems, turns)
 
 
-def _serve(place: Stage, names: Sequence[str], outcome: Outcome) -> dict[str, int]:
-    """Start the servers of those that are installed; return their ports."""
-    ports: dict[str, int] = {}
-    try:
-        packages.install()
-    except NotInstalled as reason:
-        outcome.absent |= dict.fromkeys(names, str(reason))
-        return {}
+def _find(names: Sequence[str], outcome: Outcome) -> dict[str, Path]:
+    """Return where those of the peers are whose server is installed here, and have their clients installed."""
+    programs: dict[str, Path] = {}
     for name in names:
+        program = PEERS[name].find()
+        if program is None:
+            outcome.absent[name] = f"no server; on Debian: apt install {PEERS[name].package}"
+        else:
+            programs[name] = program
+    if programs and not packages.are_installed():
+        _say("installing their Python clients")
+        try:
+            packages.install()
+        except packages.NotInstalled as reason:
+            outcome.absent |= dict.fromkeys(programs, str(reason))
+            return {}
+    return programs
+
+
+def _serve(place: Stage, programs: Mapping[str, Path], outcome: Outcome) -> dict[str, int]:
+    """Start the peers' servers; return their ports."""
+    ports: dict[str, int] = {}
+    for name, program in programs.items():
         _say(f"starting {name}")
         try:
-            ports[name] = PEERS[name].serve(place)
-        except NotInstalled as reason:
-            outcome.absent[name] = str(reason)
+            ports[name] = PEERS[name].serve(place, program)
         except (NotMeasured, OSError) as error:
             outcome.problems[name] = str(error)
     return ports
@@ -166,7 +180,7 @@ def settings_of(system: System, workload: Workload) -> list[str]:
 
 def take_turn(setting: str, port: int, workload: Workload, duration_s: float) -> Turn:
     """Have new clients do the workload; return what they did. Raises NotMeasured."""
-    with stage(tied=True) as place:
+    with stage() as place:
         lock = f"bench-{time.monotonic_ns()}"  # none that any client had before
         variables = {} if setting == "lockstep" else {"PYTHONPATH": str(packages.PACKAGES)}
         takers: list[Child] = []

@@ -11,11 +11,14 @@ from pathlib import Path
 from typing import Final
 
 from common.printing import printable
-from scripts.benchmark.peers.servers import NotInstalled
 
 PACKAGES: Final = Path(sys.prefix) / "peers"
 _LOCK: Final = Path(__file__).with_name("requirements.lock")
 _STAMP: Final = PACKAGES / "installed.lock"
+
+
+class NotInstalled(Exception):
+    """The clients could not be installed; the text says why."""
 
 
 def are_installed() -> bool:
@@ -24,9 +27,7 @@ def are_installed() -> bool:
 
 
 def install() -> None:
-    """Install what the lock file pins, if it is not there. Raises NotInstalled."""
-    if are_installed():
-        return
+    """Install what the lock file pins. Raises NotInstalled."""
     shutil.rmtree(PACKAGES, ignore_errors=True)
     pip = [sys.executable, "-I", "-m", "pip", "--disable-pip-version-check", "--no-input", "install", "--quiet"]
     done = subprocess.run(
@@ -40,5 +41,5 @@ def install() -> None:
     )
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or ["it said nothing"]
-        raise NotInstalled(f"no Python clients; pip cannot install {_LOCK.name}: {printable(errors[0])}")
+        raise NotInstalled(f"no Python clients; pip could not install them: {printable(errors[0])}")
     shutil.copyfile(_LOCK, _STAMP)

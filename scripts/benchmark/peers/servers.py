@@ -23,10 +23,6 @@ _PAUSE_S: Final = 0.05
 _ANSWER_S: Final = 1.0
 
 
-class NotInstalled(Exception):
-    """A peer is not installed here; the text says how to get it."""
-
-
 @dataclass(frozen=True, slots=True)
 class Peer:
     """A lock service that may be installed here."""
@@ -38,11 +34,8 @@ class Peer:
     start: Callable[[Stage, Path, int], None]
     """Start what was found on a port, and wait until it answers. Raises NotMeasured."""
 
-    def serve(self, place: Stage) -> int:
-        """Start its server; return the port. Raises NotInstalled, NotMeasured."""
-        program = self.find()
-        if program is None:
-            raise NotInstalled(f"no server; on Debian: apt install {self.package}")
+    def serve(self, place: Stage, program: Path) -> int:
+        """Start what `find` found; return the port on which it serves. Raises NotMeasured."""
         port = free_port()
         self.start(place, program, port)
         return port
