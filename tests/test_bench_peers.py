@@ -12,9 +12,20 @@ import pytest
 from scripts.benchmark.group import Group
 from scripts.benchmark.peers import packages
 from scripts.benchmark.peers.lockers import OPENINGS
-from scripts.benchmark.peers.measuring import OURS, SYSTEMS, Turn, Workload, changes, rows_of, take_turn, turn_of
+from scripts.benchmark.peers.measuring import (
+    OURS,
+    OURS_STICKY,
+    SYSTEMS,
+    Turn,
+    Workload,
+    changes,
+    rows_of,
+    settings_of,
+    take_turn,
+    turn_of,
+)
 from scripts.benchmark.peers.servers import PEERS
-from scripts.benchmark.processes import Stage, stage
+from scripts.benchmark.processes import stage
 
 _ALONE = Workload("alone", "one client alone", 1, 1)
 _CROWD = Workload("crowd", "eight on one lock", 8, 1)
@@ -44,7 +55,7 @@ def test_a_hand_off_counts_where_the_owner_changes() -> None:
 
 def test_a_turn_counts_hand_offs_on_one_lock_and_all_grants_elsewhere() -> None:
     grants_ns = [[1000, 2000, 7000], [3000, 6000]]
-    assert turn_of(grants_ns, _PAIR, 0.5) == Turn(3 / 0.5, [3, 2], 3.0)
+    assert turn_of(grants_ns, _PAIR, 0.5) == Turn(2 / 0.5, [3, 2], 3.0)  # owners 0 0 1 1 0
     assert turn_of(grants_ns, Workload("two apart", "", 2, 2), 0.5).per_s == 5 / 0.5
 
 
@@ -54,7 +65,7 @@ def test_a_system_is_told_at_its_best_setting_and_round_by_round() -> None:
         "redis-lock-100-ms": [Turn(900.0, [1, 1], 9.0), Turn(1.0, [1, 1], 9.0), Turn(1.0, [1, 1], 9.0)],
         "redis-lock-1-ms": [Turn(100.0, [4, 2], 9.0), Turn(500.0, [4, 2], 9.0), Turn(100.0, [4, 2], 9.0)],
     }
-    fairness, redis, redis_fairness = rows_of(_CROWD, [OURS, *SYSTEMS], turns)
+    fairness, redis, redis_fairness = rows_of(_CROWD, [OURS, OURS_STICKY, *SYSTEMS], turns)
     assert (fairness.measured, fairness.wanted, fairness.ok) == (1.0, 0.999, True)
     assert (redis.measured, redis.limit, redis.ratio, redis.wanted, redis.ok) == (300.0, 100.0, 2.0, 1.0, True)
     assert "sleep 0.001" in redis.compared
@@ -65,21 +76,29 @@ def test_a_system_is_told_at_its_best_setting_and_round_by_round() -> None:
 @pytest.mark.parametrize(
     ("workload", "wanted"),
     [
-        (_ALONE, {"redis-py Lock": 1.5}),
+        (_ALONE, {"redis-py Lock": 1.5, "again, sticky": 30.0}),
         (_PAIR, {"PostgreSQL advisory lock": 0.9}),
         (_CROWD, dict.fromkeys([system.label for system in SYSTEMS], 1.0)),
         (_APART, dict.fromkeys([system.label for system in SYSTEMS], 1.0)),
     ],
 )
 def test_what_is_wanted(workload: Workload, wanted: dict[str, float]) -> None:
-    turns = {setting: [Turn(1.0, [1] * workload.clients, 1.0)] for setting in OPENINGS}
-    rows = rows_of(workload, [OURS, *SYSTEMS], turns)
-    bounds = {row.name.partition(": ")[2]: row.wanted for row in rows if ": " in row.name and row.wanted is not None}
+    turns = {
+        setting: [Turn(1.0, [1] * workload.clients, 1.0)]
+        for system in (OURS, OURS_STICKY, *SYSTEMS)
+        for setting in settings_of(system, workload)
+    }
+    rows = rows_of(workload, [OURS, OURS_STICKY, *SYSTEMS], turns)
+    bounds = {
+        row.name.removeprefix(f"{workload.name}: "): row.wanted
+        for row in rows
+        if row.ratio is not None and row.wanted is not None
+    }
     assert bounds == wanted
 
 
 def test_every_setting_of_a_system_can_be_opened() -> None:
-    assert {setting for system in (OURS, *SYSTEMS) for setting in system.settings} == {*OPENINGS}
+    assert {setting for system in (OURS, OURS_STICKY, *SYSTEMS) for setting in system.settings} == {*OPENINGS}
     assert {system.peer for system in SYSTEMS} == {*PEERS}
 
 
@@ -120,41 +139,38 @@ def test_what_is_not_installed_is_told_and_is_no_failure(tmp_path: Path) -> None
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.fixture(scope="module")
-def place() -> Iterator[Stage]:
+@pytest.fixture(params=["lockstep", *PEERS])
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[int, list[str]]]:
+    """Give the port of a server and the settings of its clients."""
+    peer = request.param
+    settings = [
+        setting for system in (OURS, OURS_STICKY, *SYSTEMS) if system.peer == peer for setting in system.settings
+    ]
     with stage() as place:
-        yield place
-
-
-@pytest.fixture(scope="module")
-def ports(place: Stage) -> dict[str, int]:
-    """Servers that run by now."""
-    return {"lockstep": int(Group(place).endpoint.rpartition(":")[2])}
-
-
-def port_of(setting: str, place: Stage, ports: dict[str, int]) -> int:
-    """Return where the server of a setting is, and start it if it is not there yet."""
-    peer = next(system.peer for system in (OURS, *SYSTEMS) if setting in system.settings)
-    if peer not in ports:
+        if peer == "lockstep":
+            yield int(Group(place).endpoint.rpartition(":")[2]), settings
+            return
         program = PEERS[peer].find()
         if program is None:
             pytest.skip(f"{peer} is not installed here: no {PEERS[peer].package}")
         if not packages.are_installed():
             pytest.skip("the peers' Python clients are not installed here: scripts/bench --peers would do so")
-        ports[peer] = PEERS[peer].serve(place, program)
-    return ports[peer]
+        yield PEERS[peer].serve(place, program), settings
 
 
-@pytest.mark.parametrize("setting", OPENINGS)
-def test_only_one_client_at_a_time_has_the_lock(
-    setting: str, place: Stage, ports: dict[str, int], tmp_path: Path
-) -> None:
-    port = port_of(setting, place, ports)
+def test_only_one_client_at_a_time_has_the_lock(served: tuple[int, list[str]], tmp_path: Path) -> None:
+    port, settings = served
+    for setting in settings:
+        go_in_and_out(setting, port, tmp_path)
+
+
+def go_in_and_out(setting: str, port: int, directory: Path) -> None:
+    """Have clients take the lock by turns; fail where two had it at once, or one did not get it."""
     command = [sys.executable, "-P", "-c", _IN_AND_OUT, setting, str(port)]
     clients = [
         subprocess.Popen(
             command,
-            cwd=tmp_path,
+            cwd=directory,
             env={"PATH": os.defpath, "PYTHONPATH": str(packages.PACKAGES)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -165,19 +181,23 @@ def test_only_one_client_at_a_time_has_the_lock(
     try:
         for client in clients:
             assert client.stdout is not None
-            assert client.stdout.readline() == "ready\n"
+            assert client.stdout.readline() == "ready\n", setting
         for client in clients:
-            client.communicate("go\n", timeout=50)
-        assert [client.returncode for client in clients] == [0] * _CLIENTS
+            assert client.stdin is not None
+            client.stdin.write("go\n")
+            client.stdin.flush()
+        for client in clients:
+            client.communicate(timeout=30)
+        assert [client.returncode for client in clients] == [0] * _CLIENTS, setting
     finally:
         for client in clients:
             client.kill()
             client.communicate()
 
 
-@pytest.mark.parametrize("setting", ["lockstep", "redis-blpop"])
-def test_a_turn_has_grants_of_all_clients(setting: str, place: Stage, ports: dict[str, int]) -> None:
-    turn = take_turn(setting, port_of(setting, place, ports), _PAIR, 0.2)
+def test_a_turn_has_grants_of_all_clients() -> None:
+    with stage() as place:
+        turn = take_turn("lockstep", int(Group(place).endpoint.rpartition(":")[2]), _PAIR, 0.2)
     assert len(turn.shares) == 2
     assert min(turn.shares) > 0
     assert turn.per_s > 0

@@ -24,9 +24,8 @@ _WAIT_MS: Final = 10_000
 class Locker:
     """A session without a replica."""
 
-    def __init__(self, endpoint: str, name: str, lock: str = LOCK) -> None:
-        """Open the session; `lock` is what it acquires."""
-        self._lock = lock
+    def __init__(self, endpoint: str, name: str) -> None:
+        """Open the session."""
         incarnation = os.urandom(8).hex()
         self._context = zmq.Context[zmq.Socket[bytes]]()
         self._socket = caller(self._context, incarnation.encode())
@@ -42,7 +41,7 @@ class Locker:
         """Wait for the lock; return its token."""
         self._request += 1
         acquire = Acquire(
-            self._epoch, self._session, self._request, self._lock, "plain", "exclusive", _WAIT_MS, 0, 0, 0, False
+            self._epoch, self._session, self._request, LOCK, "plain", "exclusive", _WAIT_MS, 0, 0, 0, False
         )
         send(self._socket, encode(acquire))
         grant = self._receive()
@@ -51,7 +50,7 @@ class Locker:
 
     def release(self, token: int) -> None:
         """Give the lock back, one-way."""
-        release = Release(self._epoch, self._session, 0, self._lock, token, EMPTY, {}, False, (), False, False)
+        release = Release(self._epoch, self._session, 0, LOCK, token, EMPTY, {}, False, (), False, False)
         send(self._socket, encode(release))
 
     def cycle(self) -> None:

@@ -22,16 +22,13 @@ TTL_S: Final = 60
 """A lock outlives its client by so many seconds at most, where the system lets one say so."""
 
 
-def _lockstep(port: int, lock: str) -> tuple[Act, Act]:
-    from scripts.benchmark.locker import Locker
+def _lockstep(port: int, lock: str, sticky: bool) -> tuple[Act, Act]:
+    from client import LockClient
 
-    locker = Locker(f"tcp://{HOST}:{port}", f"taker-{os.getpid()}", lock)
-    tokens: list[int] = []
-
-    def acquire() -> None:
-        tokens.append(locker.acquire())
-
-    return acquire, lambda: locker.release(tokens.pop())
+    client = LockClient(f"tcp://{HOST}:{port}")
+    atexit.register(client.close)
+    taken = client.lock(lock, wait=TTL_S, sticky=sticky)
+    return taken.acquire, taken.release
 
 
 def _redis_lock(port: int, lock: str, sleep_s: float) -> tuple[Act, Act]:
@@ -122,7 +119,8 @@ def _kazoo(port: int, lock: str) -> tuple[Act, Act]:
 
 
 OPENINGS: Final[dict[str, Callable[[int, str], tuple[Act, Act]]]] = {
-    "lockstep": _lockstep,
+    "lockstep": functools.partial(_lockstep, sticky=False),
+    "lockstep-sticky": functools.partial(_lockstep, sticky=True),
     "redis-lock-100-ms": functools.partial(_redis_lock, sleep_s=0.1),
     "redis-lock-5-ms": functools.partial(_redis_lock, sleep_s=0.005),
     "redis-lock-1-ms": functools.partial(_redis_lock, sleep_s=0.001),

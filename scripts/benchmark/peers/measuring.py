@@ -38,6 +38,9 @@ class System:
 
 
 OURS: Final = System("Lockstep", "lockstep", {"lockstep": ""})
+OURS_STICKY: Final = System("Lockstep, sticky", "lockstep", {"lockstep-sticky": ""})
+"""The same lock, kept when it is given back, so that the same client takes it again without asking: for one alone."""
+
 REDIS_LOCK: Final = System(
     "redis-py Lock",
     "redis",
@@ -106,7 +109,7 @@ def measure_peers(names: Sequence[str], effort: Effort, outcome: Outcome) -> Non
         return
     with stage(tied=True) as place:
         ports = {"lockstep": int(Group(place).endpoint.rpartition(":")[2])} | _serve(place, programs, outcome)
-        systems = [OURS, *[system for system in SYSTEMS if system.peer in ports]]
+        systems = [OURS, OURS_STICKY, *[system for system in SYSTEMS if system.peer in ports]]
         todo = workloads(effort)
         _say("warming up")
         _take_turns(systems, ports, todo[0], effort.peer_s, {}, outcome)
@@ -175,6 +178,8 @@ def _take_turns(
 def settings_of(system: System, workload: Workload) -> list[str]:
     """Return the settings to measure: how long redis-py sleeps matters only where clients wait for each other."""
     settings = [*system.settings]
+    if system is OURS_STICKY and workload.clients > 1:
+        return []
     return settings[:1] if system is REDIS_LOCK and not workload.is_handed_on else settings
 
 
@@ -182,7 +187,7 @@ def take_turn(setting: str, port: int, workload: Workload, duration_s: float) ->
     """Have new clients do the workload; return what they did. Raises NotMeasured."""
     with stage() as place:
         lock = f"bench-{time.monotonic_ns()}"  # none that any client had before
-        variables = {} if setting == "lockstep" else {"PYTHONPATH": str(packages.PACKAGES)}
+        variables = {} if setting in (*OURS.settings, *OURS_STICKY.settings) else {"PYTHONPATH": str(packages.PACKAGES)}
         takers: list[Child] = []
         for number in range(workload.clients):
             grants = str(place.directory / f"{number}.grants")
@@ -227,10 +232,12 @@ def rows_of(workload: Workload, systems: Sequence[System], turns: Mapping[str, S
         rows.append(Row(f"{workload.name}, fairness", told, _fairness(ours), "", None, None, 0.999, "least"))
     for system in systems:
         measured = [setting for setting in settings_of(system, workload) if setting in turns]
-        if system is OURS or not measured:
+        if system in (OURS, OURS_STICKY) or not measured:
             continue
         best = max(measured, key=lambda setting: median([turn.per_s for turn in turns[setting]]))
         rows += _against(workload, system, system.settings[best], ours, turns[best])
+    if sticky := turns.get("lockstep-sticky"):
+        rows.append(_sticky(sticky, turns.get("redis-lock-100-ms")))
     return rows
 
 
@@ -248,7 +255,7 @@ def _against(workload: Workload, system: System, told: str, ours: Sequence[Turn]
             median([turn.per_s for turn in ours]),
             "/s",
             median([turn.per_s for turn in theirs]),
-            median([own.per_s / other.per_s for own, other in zip(ours, theirs, strict=True) if other.per_s]),
+            _ratio(ours, theirs),
             wanted,
             "least",
         )
@@ -261,6 +268,23 @@ def _against(workload: Workload, system: System, told: str, ours: Sequence[Turn]
         told = f"{workload.told}: p50, {against}"
         rows.append(Row(f"{name}, p50", told, p50s[0], "µs", p50s[1], p50s[0] / p50s[1]))
     return rows
+
+
+def _sticky(ours: Sequence[Turn], theirs: Sequence[Turn] | None) -> Row:
+    name, told = "again, sticky", "one client alone takes a sticky lock again and again"
+    measured = median([turn.per_s for turn in ours])
+    if theirs is None:
+        return Row(name, told, measured, "/s")
+    told += f": against {REDIS_LOCK.label}, which is never kept"
+    limit = median([turn.per_s for turn in theirs])
+    return Row(name, told, measured, "/s", limit, _ratio(ours, theirs), 30.0, "least")
+
+
+def _ratio(ours: Sequence[Turn], theirs: Sequence[Turn]) -> float:
+    """Return our rate by theirs, each round's by that of the same round, then the median."""
+    return median(
+        [own.per_s / other.per_s if other.per_s else math.inf for own, other in zip(ours, theirs, strict=True)]
+    )
 
 
 def _wanted(workload: Workload, system: System) -> float | None:
