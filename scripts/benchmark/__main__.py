@@ -37,7 +37,7 @@ MEASUREMENTS: Final[dict[str, Callable[[Effort], list[Row]]]] = {
 _TIME_S: Final = {False: 600, True: 100}
 """After so many seconds what is left is given up; by quick or not."""
 
-_PEERS_TIME_S: Final = {False: 1500, True: 300}
+_PEERS_TIME_S: Final = {False: 1800, True: 300}
 """The same where peers are measured."""
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from common.printing import printable
 from scripts.launching.processes import tie
 
 PATIENCE_S: Final = 60.0
@@ -81,7 +82,7 @@ class Child:
     def last_words(self) -> str:
         """Return its last complaint."""
         words = self.complaints.read_text("utf-8", "replace").strip().splitlines()
-        return words[-1] if words else "it said nothing"
+        return printable(words[-1]) if words else "it said nothing"
 
 
 def memory_of(child: Child, name: str) -> tuple[str, str, float]:

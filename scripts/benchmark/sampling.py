@@ -61,7 +61,7 @@ FULL = Effort(
     missed_ops=10_000,
     log_events=10_000,
     events=50_000,
-    peer_rounds=5,
+    peer_rounds=3,
     peer_s=1.0,
 )
 QUICK = Effort(
