@@ -73,10 +73,12 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class _Caller:
-    """What the caller of the wrapper left to COMMAND: signals that are blocked, and those that are ignored."""
+    """What the caller of the wrapper left to COMMAND: signals blocked and ignored, scheduling."""
 
     blocked: set[int]
     ignored: frozenset[int]
+    scheduler: int
+    scheduler_priority: int
 
 
 class Guardian:
@@ -91,7 +93,9 @@ class Guardian:
         ignored = frozenset(number for number in signal.valid_signals() if signal.getsignal(number) is signal.SIG_IGN)
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         # Python itself ignores these two.
-        caller = _Caller({int(number) for number in blocked}, ignored - {signal.SIGPIPE, signal.SIGXFSZ})
+        ignored -= {signal.SIGPIPE, signal.SIGXFSZ}
+        scheduling = os.sched_getscheduler(0), os.sched_getparam(0).sched_priority
+        caller = _Caller({int(number) for number in blocked}, ignored, *scheduling)
         try:
             self.process = os.fork()
             if self.process == 0:
@@ -172,6 +176,10 @@ def _run(line: socket.socket, command: Sequence[str], kill_grace_ns: int, caller
         os.setpgid(0, 0)
         become_subreaper()
         name_process("client-guardian")
+        try:
+            os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
+        except OSError:
+            pass  # only root may; without it, a COMMAND that takes every processor is ended later
         _Watch(line, command, kill_grace_ns, caller).watch()
         code = 0
     except BaseException:  # noqa: BLE001  (nothing may lead from here back into the wrapper's code)
@@ -319,6 +327,7 @@ class _Watch:
         try:
             die_with(guardian)
             os.setpgid(0, 0)
+            os.sched_setscheduler(0, self._caller.scheduler, os.sched_param(self._caller.scheduler_priority))
             if has_terminal:
                 try:
                     os.tcsetpgrp(0, os.getpid())  # SIGTTOU is blocked, as all signals are
