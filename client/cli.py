@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from common.errors import EXIT_CRASHED, CommandError, refused, run_command, wrong_use
+from common.errors import EXIT_CRASHED, EXIT_REFUSED, CommandError, refused, run_command, wrong_use
 
 if TYPE_CHECKING:
     from client.control import Report
@@ -367,6 +367,54 @@ def locks(json_: Json = False, name: UnusedName = None, lockd: LockdAt = None, d
 
     seen = _inspect(lockd, data)
     _tell(locks_json(seen) if json_ else None, LOCK_COLUMNS, lock_rows(seen), seen.locks_left_out)
+
+
+@app.command("lock")
+def lock_(
+    lock: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="The lock; no file goes with it.")],
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="-- COMMAND...", show_default=False, help="What to run, behind --.")
+    ] = None,
+    shared: Annotated[bool, typer.Option("--shared", help="Hold it together with others that want it so.")] = False,
+    wait: Annotated[
+        str | None, typer.Option("--wait", metavar="TIME", help="How long to wait for the lock [default: 10s].")
+    ] = None,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait: as --wait 0.")] = False,
+    conflict_code: Annotated[
+        int,
+        typer.Option("--conflict-exit-code", "-E", metavar="CODE", min=0, max=255, help="Exit code if not granted."),
+    ] = EXIT_REFUSED,
+    kill_grace: Annotated[
+        str,
+        typer.Option("--kill-grace", metavar="TIME", help="How long after SIGTERM what is left of COMMAND is killed."),
+    ] = "1s",
+    name: Annotated[
+        str | None,
+        typer.Option("--name", metavar="NAME", envvar="LOCKSTEP_NAME", help="The client's name [default: a new one]."),
+    ] = None,
+    lockd: LockdAt = None,
+    data: Whence = None,
+) -> None:
+    """Run COMMAND while holding the lock NAME; exit as COMMAND does, or with 4 if the lock was lost meanwhile."""
+    from common.names import client_name_problem, lock_name_problem
+
+    if problem := lock_name_problem(lock):
+        raise wrong_use(f"NAME {lock!r}: {problem}")
+    if not command:
+        raise wrong_use("no COMMAND: client lock NAME -- COMMAND...")
+    # Only behind -- all is COMMAND's; without it, an option of COMMAND's would be taken for one of ours.
+    if "--" not in sys.argv or sys.argv[sys.argv.index("--") + 1 :] != command:
+        raise wrong_use("put -- between NAME or its options, and COMMAND: client lock NAME -- COMMAND...")
+    if name is not None and (problem := client_name_problem(name)):
+        raise wrong_use(f"--name {name!r}: {problem}")
+    if no_wait and wait is not None:
+        raise wrong_use("--no-wait and --wait contradict each other: give one of them")
+    wait_ns = 0 if no_wait else _duration("--wait", wait or "10s")
+    kill_grace_ns = _duration("--kill-grace", kill_grace)
+    endpoint = _lockd_of(lockd, data)
+    from client.lock_command import Wanted, lock_command
+
+    lock_command(Wanted(lock, command, shared, wait_ns, conflict_code, kill_grace_ns, endpoint, name))
 
 
 @app.command()

@@ -104,7 +104,10 @@ class Guardian:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
             line.close()
-        self._line.setblocking(False)
+        try:
+            os.setpgid(self.process, self.process)  # it does so, too; now it has happened
+        except ProcessLookupError:
+            pass
 
     def fileno(self) -> int:
         """Return a descriptor that is readable when the guardian has said something, or ended."""
@@ -141,7 +144,7 @@ class Guardian:
             time.sleep(_KILL_EVERY_MS / 1e3)
 
     def close(self) -> None:
-        """Let it go: if it has not ended, it ends all that is below it. Return when it has ended."""
+        """Let it go: if it has not ended, it ends all that is below it. Return when it has ended; then do no more."""
         self._line.close()
         try:
             os.waitpid(self.process, 0)
