@@ -147,7 +147,7 @@ class _Run:
         self._was_told_to_stop = False
 
     def run(self) -> int:
-        """Run COMMAND to its end; return the exit code. Raises CommandError where it did not run, or the lock is lost."""
+        """Run COMMAND; return its exit code. Raises CommandError where it did not run, or the lock was lost."""
         in_front = self._terminal.is_ours_alone()
         rest = f"{self._token}\0{self._wanted.lock}".encode()
         self._told_ns = self._client.lease_ends_ns
