@@ -1,0 +1,394 @@
+"""`client lock` with a real lockd: what it gives COMMAND, how it ends, and that nothing of COMMAND outlives the lock.
+
+As a command it tries the last often, and tells how many times it held: python -P -m tests.test_lock_command --tries 100
+"""
+
+import argparse
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from tests.group import WITHIN_S, Child, Group, refusal, until
+from tests.partition import Partition
+from tests.trees import STUBBORN, left_of
+
+_QUICK = ("--ttl", "500ms", "--lock-delay", "500ms")
+_QUICK_GRACE = ("--kill-grace", "200ms")
+_WAITS = "echo 1 >> here; until [ -e go ]; do sleep 0.02; done; "
+"""COMMAND waits for the file `go`."""
+
+
+def _lines(path: Path) -> int:
+    return len(path.read_text().splitlines()) if path.exists() else 0
+
+
+def _begun(group: Group, lines: int = 1) -> None:
+    until(lambda: _lines(group.path("here")) >= lines, "COMMAND has begun")
+
+
+def _held(group: Group, *options: str, command: str = _WAITS) -> Child:
+    """Start a `client lock` whose COMMAND has begun."""
+    child = group.start("client", "lock", "jobs/nightly", *options, "--", "sh", "-c", command)
+    _begun(group)
+    return child
+
+
+def _waiters(group: Group) -> int:
+    return len(re.findall(rb"waits", group.ok("why", "jobs/nightly")))
+
+
+# What COMMAND gets, and how it ends
+
+
+def test_command_gets_the_lock_and_its_token_and_its_exit_code_is_ours(group: Group) -> None:
+    group.lockd()
+    told = "echo $LOCKSTEP_LOCK $LOCKSTEP_TOKEN; exit 7"
+    outer = {"LOCKSTEP_LOCK": "outer", "LOCKSTEP_TOKEN": "9.9"}
+    first = group.client("lock", "jobs/nightly", "--", "sh", "-c", told, environment=outer)
+    second = group.client("lock", "--shared", "jobs/nightly", "--", "sh", "-c", told)
+    assert (first.code, first.out, first.err) == (7, b"jobs/nightly 1.1\n", "")
+    assert (second.code, second.out, second.err) == (7, b"jobs/nightly 1.2\n", "")
+
+
+def test_a_command_that_a_signal_ended_gives_128_and_its_number(group: Group) -> None:
+    group.lockd()
+    done = group.client("lock", "a", "--", "sh", "-c", "kill -INT $$")
+    assert (done.code, done.err) == (130, "")
+
+
+@pytest.mark.parametrize(("command", "code"), [("no-such-command", 127), ("/", 126)])
+def test_a_command_that_cannot_be_run(command: str, code: int, group: Group) -> None:
+    group.lockd()
+    done = group.client("lock", "a", "--", command)
+    assert done.code == code
+    assert refusal(done).startswith(f"COMMAND '{command}' cannot be run: ")
+    assert group.client("lock", "a", "--no-wait", "--", "true").code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["a"], "no COMMAND: client lock NAME -- COMMAND..."),
+        (["a", "--"], "no COMMAND: client lock NAME -- COMMAND..."),
+        (["a", "true"], "put -- between NAME or its options, and COMMAND"),
+        (["a", "git", "--", "checkout"], "put -- between NAME or its options, and COMMAND"),
+        (["", "--", "true"], "NAME '': a lock's name cannot be empty"),
+        (["a", "--wait", "soon", "--", "true"], "--wait: a duration reads like"),
+        (["a", "--wait", "1s", "--no-wait", "--", "true"], "--no-wait and --wait contradict each other"),
+        (["a", "--kill-grace", "-1s", "--", "true"], "--kill-grace: a duration reads like"),
+        (["a", "-E", "256", "--", "true"], "invalid value for '--conflict-exit-code' / '-E'"),
+        (["a", "--name", "#", "--", "true"], "--name '#': a client's name holds only"),
+    ],
+)
+def test_wrong_use_is_told_before_anything_else(arguments: list[str], problem: str, group: Group) -> None:
+    group.endpoint = "tcp://127.0.0.1:1"
+    done = group.client("lock", *arguments)
+    assert done.code == 2
+    assert refusal(done).startswith(problem)
+
+
+def test_behind_the_dashes_all_is_the_command(group: Group) -> None:
+    group.lockd()
+    done = group.client("lock", "a", "--wait", "5s", "--", "echo", "--shared", "--", "-n")
+    assert (done.code, done.out) == (0, b"--shared -- -n\n")
+
+
+def test_a_kill_grace_that_the_lock_delay_does_not_cover(group: Group) -> None:
+    group.lockd("--lock-delay", "1s")
+    done = group.client("lock", "a", "--kill-grace", "800ms", "--", "true")
+    assert done.code == 2
+    assert refusal(done) == (
+        "--kill-grace 800ms and 250ms for delays are longer than lockd's --lock-delay 1000ms: COMMAND could still run"
+        " when the lost lock goes to another; give --kill-grace 750ms, or start lockd with --lock-delay 1050ms"
+    )
+    assert group.client("lock", "a", "--kill-grace", "750ms", "--", "true").code == 0
+
+
+def test_lockd_that_is_not_there(group: Group) -> None:
+    group.endpoint = "tcp://127.0.0.1:1"
+    done = group.client("lock", "a", "--", "touch", "ran")
+    assert done.code == 3
+    assert "tcp://127.0.0.1:1" in refusal(done)
+    assert not group.path("ran").exists()
+
+
+# Who gets the lock
+
+
+def test_a_lock_that_is_held(group: Group) -> None:
+    group.lockd()
+    holder = _held(group)
+    busy = group.client("lock", "jobs/nightly", "--no-wait", "--", "touch", "ran")
+    assert busy.code == 3
+    assert "jobs/nightly" in refusal(busy)
+    assert group.client("lock", "jobs/nightly", "--wait", "10ms", "-E", "9", "--", "touch", "ran").code == 9
+    assert not group.path("ran").exists()
+    next_one = group.start("client", "lock", "jobs/nightly", "--wait", "20s", "--", "cat", "left")
+    until(lambda: _waiters(group), "the next one waits")
+    group.path("left").write_text("as it was left\n")
+    group.path("go").touch()
+    assert holder.end().code == 0
+    assert next_one.end().out == b"as it was left\n"
+
+
+def test_shared_holders_run_together(group: Group) -> None:
+    group.lockd()
+    both = "echo 1 >> here; until [ $(wc -l < here) = 2 ]; do sleep 0.02; done"
+    children = [group.start("client", "lock", "a", "--shared", "--", "sh", "-c", both) for _ in range(2)]
+    assert [child.end().code for child in children] == [0, 0]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_wait_and_leaves_no_waiter(number: signal.Signals, group: Group) -> None:
+    group.lockd()
+    _held(group)
+    waiter = group.start("client", "lock", "jobs/nightly", "--wait", "60s", "--", "touch", "ran")
+    until(lambda: _waiters(group), "it waits")
+    done = waiter.stop(number)
+    assert done.code == 128 + number
+    assert refusal(done) == f"ended by {number.name} before COMMAND was started"
+    assert _waiters(group) == 0
+    assert not group.path("ran").exists()
+    group.path("go").touch()
+
+
+# While it runs
+
+
+@pytest.mark.parametrize("name", ["INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "WINCH"])
+def test_signals_are_passed_on(name: str, group: Group) -> None:
+    group.lockd()
+    child = _held(group, command=f"trap 'echo {name}; exit 9' {name}; {_WAITS}")
+    done = child.stop(signal.Signals[f"SIG{name}"])
+    assert (done.code, done.out, done.err) == (9, f"{name}\n".encode(), "")
+
+
+def test_what_command_leaves_behind_is_ended_before_the_lock_is_free(group: Group) -> None:
+    group.lockd()
+    done = group.client("lock", "a", "--", "sh", "-c", "setsid sleep 60 & sleep 60 & exit 3")
+    assert (done.code, done.out) == (3, b"")
+    assert re.fullmatch(
+        r"client: COMMAND left [1-9] process(es)? behind, ended before the lock was given back\n", done.err
+    )
+    assert not left_of("a")
+
+
+def test_a_guardian_that_is_killed_takes_command_with_it(group: Group) -> None:
+    group.lockd()
+    child = group.start("client", "lock", "jobs/nightly", "--", "sh", "-c", STUBBORN)
+    _begun(group, 3)
+    guardian = Path(f"/proc/{child.pid}/task/{child.pid}/children").read_text().split()
+    assert len(guardian) == 1
+    os.kill(int(guardian[0]), signal.SIGKILL)
+    done = child.end()
+    assert done.code == 4
+    assert "the guardian was killed, so COMMAND was ended" in refusal(done)
+    assert not left_of("jobs/nightly")
+    assert group.client("lock", "jobs/nightly", "--no-wait", "--", "true").code == 0
+
+
+def test_command_is_ended_when_lockd_stands_still(group: Group) -> None:
+    lockd = group.lockd(*_QUICK)
+    child = _held(group, *_QUICK_GRACE)
+    lockd.send(signal.SIGSTOP)
+    done = child.end()
+    lockd.send(signal.SIGCONT)
+    assert done.code == 4
+    assert re.fullmatch(r"lock jobs/nightly \(token 1\.1\) was lost: .*; COMMAND was ended", refusal(done))
+    assert not left_of("jobs/nightly")
+
+
+# Nothing of COMMAND outlives the lock
+
+Fault = Literal["stopped", "cut off", "killed"]
+
+_LOOK = """
+while read -r process; do
+    if grep -qz ^TRY="$1" /proc/$process/environ 2>/dev/null; then echo $process is there at the next grant; fi
+done < pids
+"""
+
+
+def _try(group: Group, fault: Fault, name: str) -> None:
+    """Take the wrapper of a COMMAND that does not want to end from lockd; see that it is gone at the next grant."""
+    here, pids = group.path("here"), group.path("pids")
+    for path in (here, pids):
+        path.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        way: Partition | None = None
+        options = list(_QUICK_GRACE)
+        if fault == "cut off":
+            way = stack.enter_context(Partition(group.endpoint))
+            options += ["--lockd", way.endpoint]
+        mark = os.urandom(8).hex()
+        first = group.start("client", "lock", name, *options, "--", "sh", "-c", STUBBORN, environment={"TRY": mark})
+        until(lambda: _lines(here) >= 3, "COMMAND has begun")
+        pids.write_text("".join(f"{process}\n" for process in left_of(name)))
+        next_one = group.start(
+            "client", "lock", name, *_QUICK_GRACE, "--wait", "20s", "--", "sh", "-c", _LOOK, "-", mark
+        )
+        until(lambda: b"wait" in group.ok("why", name), "the next one waits")
+        if way:
+            way.cut()
+        else:
+            first.send(signal.SIGSTOP if fault == "stopped" else signal.SIGKILL)
+        done = next_one.end()
+        assert (done.code, done.out, done.err) == (0, b"", "")
+        if fault == "stopped":
+            first.send(signal.SIGCONT)
+        ended = first.end()
+        if fault != "killed":
+            assert ended.code == 4, ended
+            assert "was lost" in refusal(ended)
+        until(lambda: not left_of(name), "nothing of COMMAND is left")
+
+
+@pytest.mark.parametrize("fault", ["stopped", "cut off", "killed"])
+def test_nothing_of_command_is_left_at_the_next_grant(fault: Fault, group: Group) -> None:
+    group.lockd(*_QUICK)
+    for number in range(2):
+        _try(group, fault, f"lock-{number}")
+
+
+# At a terminal
+
+
+class _Shell:
+    """A shell at a terminal of its own, and what stands there."""
+
+    def __init__(self, group: Group) -> None:
+        self._terminal, theirs = os.openpty()
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("LOCKSTEP_")}
+        environment |= {"LOCKSTEP_LOCKD": group.endpoint, "PS1": "$ ", "TERM": "dumb", "HISTFILE": ""}
+        self._process = subprocess.Popen(
+            ["setsid", "--ctty", "bash", "--norc", "--noprofile", "--noediting", "-i"],
+            cwd=group.directory,
+            env=environment,
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+        )
+        os.close(theirs)
+        self.shown = ""
+
+    def type(self, text: str) -> None:
+        self.shown = ""
+        os.write(self._terminal, text.encode())
+
+    def shows(self, pattern: str) -> None:
+        """Wait until there stands what matches."""
+
+        def look() -> bool:
+            if select.select([self._terminal], [], [], 0)[0]:
+                self.shown += os.read(self._terminal, 65536).decode("utf-8", "replace").replace("\r", "")
+            return re.search(pattern, self.shown) is not None
+
+        try:
+            until(look, pattern)
+        except AssertionError:
+            raise AssertionError(f"{pattern!r} in {self.shown!r}") from None
+
+    def close(self) -> None:
+        os.close(self._terminal)
+        self._process.wait(WITHIN_S)
+
+
+@contextmanager
+def _shell(group: Group) -> Iterator[_Shell]:
+    shell = _Shell(group)
+    try:
+        shell.shows(r"\$ $")
+        yield shell
+    finally:
+        shell.close()
+        until(lambda: not left_of("a"), "nothing of COMMAND is left")
+
+
+_COMMAND = f"{sys.executable} -P -m client lock a -- "
+
+
+@pytest.mark.skipif(not (shutil.which("bash") and shutil.which("setsid")), reason="needs bash and setsid")
+def test_at_a_terminal_command_is_in_front_and_can_be_stopped_and_go_on(group: Group) -> None:
+    group.lockd("--ttl", "20s")
+    with _shell(group) as shell:
+        shell.type(_COMMAND + "cat\n")
+        until(lambda: left_of("a"), "COMMAND runs")
+        shell.type("hello\n")
+        shell.shows("hello\nhello\n")
+        shell.type("\x1a")
+        shell.shows(r"Stopped(.|\n)*\$ $")
+        shell.type("echo $((6 * 7))\n")
+        shell.shows("\n42\n")
+        shell.type("fg\n")
+        shell.shows("client lock a")
+        shell.type("again\n")
+        shell.shows("again\nagain\n")
+        shell.type("\x03")
+        shell.shows(r"\$ $")
+        shell.type("echo code $?\n")
+        shell.shows("\ncode 130\n")
+
+
+@pytest.mark.skipif(not (shutil.which("bash") and shutil.which("setsid")), reason="needs bash and setsid")
+def test_with_others_in_front_command_gets_the_terminal_when_it_asks(group: Group) -> None:
+    group.lockd("--ttl", "20s")
+    with _shell(group) as shell:
+        # The second one reads no terminal, but runs in the same group as we do.
+        shell.type(_COMMAND + "sh -c 'read line; echo got $line' | cat\n")
+        until(lambda: left_of("a"), "COMMAND runs")
+        shell.type("hello\n")
+        shell.shows("\ngot hello\n")
+        shell.shows(r"\$ $")
+        shell.type("echo code ${PIPESTATUS[0]}\n")
+        shell.shows("\ncode 0\n")
+
+
+@pytest.mark.skipif(not (shutil.which("bash") and shutil.which("setsid")), reason="needs bash and setsid")
+def test_stopped_at_the_terminal_for_longer_than_its_lease(group: Group) -> None:
+    group.lockd(*_QUICK)
+    with _shell(group) as shell:
+        shell.type(_COMMAND.replace("lock a", "lock a --kill-grace 200ms") + "cat\n")
+        until(lambda: left_of("a"), "COMMAND runs")
+        shell.type("\x1a")
+        shell.shows(r"Stopped(.|\n)*\$ $")
+        until(lambda: not left_of("a"), "the guardian ends it")
+        shell.type("fg\n")
+        shell.shows(r"was lost: .*; COMMAND was ended\n")
+        shell.type("echo code $?\n")
+        shell.shows("\ncode 4\n")
+
+
+def main() -> None:
+    """Try each fault so many times, and tell how often nothing of COMMAND was left at the next grant."""
+    parser = argparse.ArgumentParser(prog="tests.test_lock_command", description=main.__doc__)
+    parser.add_argument("--tries", type=int, default=100)
+    tries = parser.parse_args().tries
+    faults: tuple[Fault, ...] = ("stopped", "cut off", "killed")
+    for fault in faults:
+        good, begun_s = 0, time.monotonic()
+        for number in range(tries):
+            with tempfile.TemporaryDirectory() as directory, Group(Path(directory)) as group:
+                group.lockd(*_QUICK)
+                try:
+                    _try(group, fault, f"try-{number}")
+                    good += 1
+                except AssertionError as error:
+                    print(f"wrapper {fault}, try {number}: {error}", flush=True)
+        took_s = time.monotonic() - begun_s
+        print(f"wrapper {fault}: gone before the next grant in {good} of {tries} tries, {took_s:.0f} s", flush=True)
+
+
+if __name__ == "__main__":
+    main()
