@@ -74,7 +74,8 @@ def lock_command(wanted: Wanted) -> NoReturn:
 
 def _hold(wanted: Wanted, guardian: Guardian, signals: "_Signals") -> int:
     """Take the lock, have COMMAND run, give the lock back; return the exit code."""
-    from client.locking import Deadlock, LockClient, LockError, LockLost, NotAcquired
+    from client.lock_errors import LockError, NotAcquired
+    from client.locking import LockClient
 
     client: LockClient | None = None
     try:
@@ -88,15 +89,9 @@ def _hold(wanted: Wanted, guardian: Guardian, signals: "_Signals") -> int:
                 on_lost=lambda *_: signals.wake(),
             )
             lock.acquire()
-        run = _Run(wanted, guardian, signals, client, lock)
-        code = run.run()
-        try:
-            lock.release()
-        except LockLost as error:
-            raise run.lost(str(error)) from None
-        except LockError:
-            pass  # nothing of COMMAND is left; what lockd has not heard, the end of the lease tells it
-    except (NotAcquired, Deadlock) as error:
+        code = _Run(wanted, guardian, signals, client, lock).run()
+        lock.release()
+    except NotAcquired as error:
         raise CommandError(wanted.conflict_code, f"{error}") from None
     except LockError as error:
         raise refused(f"{error}") from None
@@ -175,10 +170,6 @@ class _Run:
                 self._terminal.bring_to_front(os.getpgrp())
             self._terminal.close()
 
-    def lost(self, why: str) -> CommandError:
-        """Return the error that says that the lock was lost."""
-        return CommandError(EXIT_UNKNOWN, f"{self._what} was lost: {why}; {self._end}")
-
     def _frames(self) -> Iterator[Frame]:
         while frame := self._guardian.hear():
             yield frame
@@ -240,7 +231,7 @@ class _Run:
 
     def _exit_code(self, status: int, left: int) -> int:
         """Return the exit code of COMMAND, of which nothing is left. Raises CommandError where the lock was lost."""
-        from client.locking import LockLost
+        from client.lock_errors import LockLost
 
         code = os.waitstatus_to_exitcode(status)
         code = code if code >= 0 else 128 - code
@@ -249,9 +240,10 @@ class _Run:
         try:
             self._lock.check()
         except LockLost as error:
-            raise self.lost(str(error)) from None
+            raise CommandError(EXIT_UNKNOWN, f"{printable(str(error))}; {self._end}") from None
         if self._is_over:
-            raise self.lost("its lease ended, as lockd did not answer or this process stood still")
+            line = "this process stood still for so long that the guardian took the lock for lost"
+            raise CommandError(EXIT_UNKNOWN, f"{self._what}: {line}; {self._end}")
         if left:
             what = "1 process" if left == 1 else f"{left} processes"
             _say(f"COMMAND left {what} behind, ended before the lock was given back")

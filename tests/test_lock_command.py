@@ -4,6 +4,7 @@ As a command it tries the last often, and tells how many times it held: python -
 """
 
 import argparse
+import json
 import os
 import re
 import select
@@ -45,8 +46,9 @@ def _held(group: Group, *options: str, command: str = _WAITS) -> Child:
     return child
 
 
-def _waiters(group: Group) -> int:
-    return len(re.findall(rb"waits", group.ok("why", "jobs/nightly")))
+def _waiters(group: Group, name: str = "jobs/nightly") -> int:
+    lock = json.loads(group.ok("why", "--json", name))["lock"]
+    return len(lock["waiters"]) if lock else 0
 
 
 # What COMMAND gets, and how it ends
@@ -172,7 +174,8 @@ def test_signals_are_passed_on(name: str, group: Group) -> None:
     group.lockd()
     child = _held(group, command=f"trap 'echo {name}; exit 9' {name}; {_WAITS}")
     done = child.stop(signal.Signals[f"SIG{name}"])
-    assert (done.code, done.out, done.err) == (9, f"{name}\n".encode(), "")
+    # The shell's own children hear it, too, and it may say so.
+    assert (done.code, done.out) == (9, f"{name}\n".encode())
 
 
 def test_what_command_leaves_behind_is_ended_before_the_lock_is_free(group: Group) -> None:
@@ -206,7 +209,7 @@ def test_command_is_ended_when_lockd_stands_still(group: Group) -> None:
     done = child.end()
     lockd.send(signal.SIGCONT)
     assert done.code == 4
-    assert re.fullmatch(r"lock jobs/nightly \(token 1\.1\) was lost: .*; COMMAND was ended", refusal(done))
+    assert re.fullmatch(r"jobs/nightly was lost, held under token 1\.1: .*; COMMAND was ended", refusal(done))
     assert not left_of("jobs/nightly")
 
 
@@ -239,7 +242,7 @@ def _try(group: Group, fault: Fault, name: str) -> None:
         next_one = group.start(
             "client", "lock", name, *_QUICK_GRACE, "--wait", "20s", "--", "sh", "-c", _LOOK, "-", mark
         )
-        until(lambda: b"wait" in group.ok("why", name), "the next one waits")
+        until(lambda: _waiters(group, name), "the next one waits")
         if way:
             way.cut()
         else:
@@ -330,7 +333,7 @@ def test_at_a_terminal_command_is_in_front_and_can_be_stopped_and_go_on(group: G
         shell.type("\x1a")
         shell.shows(r"Stopped(.|\n)*\$ $")
         shell.type("echo $((6 * 7))\n")
-        shell.shows("\n42\n")
+        shell.shows(r"42\n")
         shell.type("fg\n")
         shell.shows("client lock a")
         shell.type("again\n")
@@ -338,7 +341,7 @@ def test_at_a_terminal_command_is_in_front_and_can_be_stopped_and_go_on(group: G
         shell.type("\x03")
         shell.shows(r"\$ $")
         shell.type("echo code $?\n")
-        shell.shows("\ncode 130\n")
+        shell.shows(r"code 130\n")
 
 
 @pytest.mark.skipif(not (shutil.which("bash") and shutil.which("setsid")), reason="needs bash and setsid")
@@ -352,7 +355,7 @@ def test_with_others_in_front_command_gets_the_terminal_when_it_asks(group: Grou
         shell.shows("\ngot hello\n")
         shell.shows(r"\$ $")
         shell.type("echo code ${PIPESTATUS[0]}\n")
-        shell.shows("\ncode 0\n")
+        shell.shows(r"code 0\n")
 
 
 @pytest.mark.skipif(not (shutil.which("bash") and shutil.which("setsid")), reason="needs bash and setsid")
@@ -365,9 +368,9 @@ def test_stopped_at_the_terminal_for_longer_than_its_lease(group: Group) -> None
         shell.shows(r"Stopped(.|\n)*\$ $")
         until(lambda: not left_of("a"), "the guardian ends it")
         shell.type("fg\n")
-        shell.shows(r"was lost: .*; COMMAND was ended\n")
+        shell.shows(r"was lost, .*; COMMAND was ended\n")
         shell.type("echo code $?\n")
-        shell.shows("\ncode 4\n")
+        shell.shows(r"code 4\n")
 
 
 def main() -> None:
