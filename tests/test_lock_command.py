@@ -4,7 +4,6 @@ As a command it tries the last often, and tells how many times it held: python -
 """
 
 import argparse
-import json
 import os
 import re
 import select
@@ -21,6 +20,7 @@ from typing import Literal
 
 import pytest
 
+from client.operator import inspect
 from tests.group import WITHIN_S, Child, Group, refusal, until
 from tests.partition import Partition
 from tests.trees import STUBBORN, left_of
@@ -47,8 +47,7 @@ def _held(group: Group, *options: str, command: str = _WAITS) -> Child:
 
 
 def _waiters(group: Group, name: str = "jobs/nightly") -> int:
-    lock = json.loads(group.ok("why", "--json", name))["lock"]
-    return len(lock["waiters"]) if lock else 0
+    return sum(len(lock.queue) for lock in inspect(group.endpoint, name).locks if lock.lock == name)
 
 
 # What COMMAND gets, and how it ends
