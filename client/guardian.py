@@ -29,7 +29,9 @@ from common.printing import printable
 
 _LOOK_EVERY_MS: Final = 50
 """poll(2) does not count the time in which the machine sleeps, so it is not trusted for longer than this."""
-_KILL_EVERY_MS: Final = 5
+_KILL_FIRST_MS: Final = 2
+_KILL_EVERY_MS: Final = 50
+"""Pauses between one round of killing and the next double up to this: who is killed needs a processor to be gone."""
 _STUBBORN_NS: Final = 2_000_000_000
 """Who is left so long after SIGKILL is named."""
 _FRAME: Final = struct.Struct("=Bqq")
@@ -141,7 +143,7 @@ class Guardian:
                 return
             if time.clock_gettime_ns(time.CLOCK_BOOTTIME) >= kill_ns:
                 tree.kill()
-            time.sleep(_KILL_EVERY_MS / 1e3)
+            time.sleep(_KILL_FIRST_MS / 1e3)
 
     def close(self) -> None:
         """Let it go: if it has not ended, it ends all that is below it. Return when it has ended; then do no more."""
@@ -210,9 +212,10 @@ class _Watch:
         self._left = 0
         self._kill_ns: int | None = None
         """When it is, or was, time to kill; None while nothing speaks against COMMAND."""
+        self._rounds = 0
         self._told_stubborn = False
         self._poll = select.poll()
-        self._poll.register(line)
+        self._poll.register(line, select.POLLIN)
 
     def watch(self) -> None:
         """Wait for START, then watch until nothing is left."""
@@ -237,6 +240,7 @@ class _Watch:
                     self._end()
             elif now_ns >= self._kill_ns:
                 self._reaped(self._tree.kill(self._process))
+                self._rounds = min(self._rounds + 1, 10)
                 self._tell_stubborn(now_ns)
             self._poll.poll(self._wait_ms())
             self._hear()
@@ -255,7 +259,7 @@ class _Watch:
         else:
             due_ns = self._kill_ns
             if due_ns <= time.clock_gettime_ns(time.CLOCK_BOOTTIME):
-                return _KILL_EVERY_MS
+                return min(_KILL_FIRST_MS << self._rounds, _KILL_EVERY_MS)
         left_ms = (due_ns - time.clock_gettime_ns(time.CLOCK_BOOTTIME)) / 1e6
         return min(max(0.0, left_ms) + 1, _LOOK_EVERY_MS)
 

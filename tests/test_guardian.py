@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -118,6 +119,21 @@ def test_the_lease_that_is_renewed_goes_on(tmp_path: Path, keepers: list[_Keeper
     (tmp_path / "go").touch()
     assert keeper.told("EXITED") == (7 << 8, 0)
     assert not keeper.has_told("DEADLINE")
+
+
+def test_a_guardian_sleeps_while_there_is_nothing_to_do(tmp_path: Path, keepers: list[_Keeper]) -> None:
+    keeper = _Keeper(tmp_path, "sleep", "60")
+    keepers.append(keeper)
+    guardian, _ = keeper.told("GUARDIAN")
+    keeper.told("STARTED")
+
+    def slept() -> int:
+        found = re.search(r"\nvoluntary_ctxt_switches:\t(\d+)", Path(f"/proc/{guardian}/status").read_text())
+        assert found is not None
+        return int(found[1])
+
+    before = slept()
+    until(lambda: slept() >= before + 10, "it gives the processor up by itself")
 
 
 def test_sigterm_comes_first_and_wakes_the_stopped(tmp_path: Path, keepers: list[_Keeper]) -> None:
