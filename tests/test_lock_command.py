@@ -217,6 +217,7 @@ def test_command_is_ended_when_lockd_stands_still(group: Group) -> None:
 # Nothing of COMMAND outlives the lock
 
 Fault = Literal["stopped", "cut off", "killed"]
+_FAULTS: tuple[Fault, ...] = ("stopped", "cut off", "killed")
 
 _LOOK = """
 while read -r process; do
@@ -265,7 +266,7 @@ def _try(group: Group, fault: Fault, name: str) -> bool:
         return is_in_time
 
 
-@pytest.mark.parametrize("fault", ["stopped", "cut off", "killed"])
+@pytest.mark.parametrize("fault", _FAULTS)
 def test_nothing_of_command_is_left_at_the_next_grant(fault: Fault, group: Group) -> None:
     group.lockd(*_QUICK)
     assert any(_try(group, fault, f"lock-{number}") for number in range(5))
@@ -383,9 +384,10 @@ def main() -> None:
     """Try each fault so many times, and tell how often nothing of COMMAND was left at the next grant."""
     parser = argparse.ArgumentParser(prog="tests.test_lock_command", description=main.__doc__)
     parser.add_argument("--tries", type=int, default=100)
-    tries = parser.parse_args().tries
-    faults: tuple[Fault, ...] = ("stopped", "cut off", "killed")
-    for fault in faults:
+    parser.add_argument("--fault", choices=_FAULTS, help="what happens to the wrapper [default: each]")
+    options = parser.parse_args()
+    tries = options.tries
+    for fault in [options.fault] if options.fault else _FAULTS:
         good, done, too_late, begun_s = 0, 0, 0, time.monotonic()
         while done < tries and too_late < 10 * tries:
             with tempfile.TemporaryDirectory() as directory, Group(Path(directory)) as group:
