@@ -39,6 +39,9 @@ class Disk(Protocol):
     def sync(self) -> None:
         """Wait until all that was ever handed to the system is on disk."""
 
+    def fchmod(self, fd: int, mode: int) -> None:
+        """Set an open file's permissions."""
+
     def fstat(self, fd: int) -> os.stat_result:
         """Tell of an open file."""
 
@@ -73,7 +76,7 @@ class Timed:
         self._syncs = syncs
         self.open, self.close = os.open, os.close
         self.pread, self.pwrite, self.write, self.ftruncate = os.pread, os.pwrite, os.write, os.ftruncate
-        self.fstat, self.stat, self.listdir = SYSTEM.fstat, SYSTEM.stat, SYSTEM.listdir
+        self.fchmod, self.fstat, self.stat, self.listdir = SYSTEM.fchmod, SYSTEM.fstat, SYSTEM.stat, SYSTEM.listdir
         self.mkdir, self.unlink, self.rmdir, self.replace = os.mkdir, os.unlink, os.rmdir, SYSTEM.replace
 
     def fsync(self, fd: int) -> None:

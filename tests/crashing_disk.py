@@ -226,6 +226,9 @@ class CrashingDisk:
         for node in list(_nodes(self._root)):
             _sync(node)
 
+    def fchmod(self, fd: int, mode: int) -> None:
+        """Leave an open file's permissions as they are: all files have the same here."""
+
     def fstat(self, fd: int) -> os.stat_result:
         """Tell of an open file."""
         return _stat(self._open[fd][0])
