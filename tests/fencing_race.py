@@ -4,8 +4,8 @@
 
 Each process appends lines to the resource, one per accepted token, and notes a line in a file of its own after the
 call has returned. The tokens are readings of a clock that all share, put back by chance, so that many come too late.
-What must hold, whoever was killed where: the tokens in the resource only rise; nothing that was noted is missing; what
-was not noted is at most the last line of one who was killed; and what anybody has read stays.
+What must hold, whoever was killed where: the tokens in the resource only rise; nothing that was noted is
+missing; what was not noted is at most the last line of one who was killed; and what anybody has read stays.
 """
 
 import argparse
@@ -33,7 +33,7 @@ CALLS_PER_DEATH: Final = 400
 """How many calls of the operating system a writer of the file survives on average; an update has some 40."""
 STEPS_PER_DEATH: Final = 30
 """The same for SQLite, in hundreds of its instructions."""
-_PUT_BACK_US: Final = 3000
+LOOKS_MAX: Final = 1000
 
 
 @dataclass(frozen=True)
@@ -104,14 +104,18 @@ def _grown(before: list[str], now: list[str]) -> list[str]:
 def _lines(place: Path, kind: Kind) -> list[str]:
     """Read the resource as any onlooker would."""
     if kind == "file":
-        try:
-            text = (place / "ledger").read_text()
-        except FileNotFoundError:
-            return []
-        assert text.endswith("\n")
+        text = _bytes(place / "ledger").decode()
+        assert text == "" or text.endswith("\n")
         return text.splitlines()
     with closing(_connect(place)) as connection:
         return [line for (line,) in connection.execute("SELECT line FROM ledger ORDER BY number")]
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
 
 
 class Mortal:
@@ -146,17 +150,26 @@ def _work(place: Path, kind: Kind, seed: int) -> None:
 
 def _token(chance: Random) -> int:
     """Return a token that no other process ever has; this one may have it again."""
-    return time.monotonic_ns() // 1000 - chance.randrange(_PUT_BACK_US) << 22 | os.getpid()
+    put_back_us = int(10 ** chance.uniform(2, 6))
+    return time.monotonic_ns() // 1000 - put_back_us << 22 | os.getpid()
 
 
 def _to_file(place: Path, chance: Random) -> Iterator[str]:
     fenced = FencedFile(place / "ledger")
     fenced._content = FencedContent(fenced.path, cast(Disk, Mortal(chance)))
+
+    def append(content: bytes) -> bytes:
+        looks = chance.choice((0, 0, LOOKS_MAX))
+        while looks and _bytes(fenced.path) == content:  # let another in between read and write
+            looks -= 1
+            os.sched_yield()
+        return content + f"{line}\n".encode()
+
     for number in count():
         token = _token(chance)
         line = f"{token} {number}"
         try:
-            fenced.update(token, lambda content: content + f"{line}\n".encode())  # noqa: B023  it runs at once
+            fenced.update(token, append)
         except Fenced:
             line = "refused"
         yield line
