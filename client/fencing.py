@@ -65,7 +65,7 @@ class Fenced(Exception):
 
 
 class ResourceBusy(Exception):
-    """Another process has not finished its call in time, so it is probably stopped; nothing was changed."""
+    """Another process has not finished its call in time, it may be stopped; nothing was changed."""
 
 
 class TokenUnreadable(Exception):
@@ -129,8 +129,8 @@ class FencedFile:
             while not _try_lock(descriptor):
                 if time.monotonic() >= deadline:
                     raise ResourceBusy(
-                        f"{printable(name)} has been locked for {self._wait_s:g} s: the process that holds it may be"
-                        f" stopped; let it go on or end it"
+                        f"{printable(name)} has been locked for {self._wait_s:g} s: the process that has it open may be"
+                        f" stopped, or its disk slow; let it go on or end it"
                     )
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, _PAUSE_MAX_S)

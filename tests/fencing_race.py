@@ -155,7 +155,7 @@ def _token(chance: Random) -> int:
 
 
 def _to_file(place: Path, chance: Random) -> Iterator[str]:
-    fenced = FencedFile(place / "ledger")
+    fenced = FencedFile(place / "ledger", wait=60)  # a disk in use by others may take its time
     fenced._content = FencedContent(fenced.path, cast(Disk, Mortal(chance)))
 
     def append(content: bytes) -> bytes:
