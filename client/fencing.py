@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from client.disk import SYSTEM, Disk
+from client.lock_errors import LockError
 from client.plainfiles import read_at, write_at
 from common.printing import printable
 from common.tokens import format_token, parse_token
@@ -43,7 +44,7 @@ WAIT_S: Final = 10.0
 _PAUSE_MAX_S: Final = 0.02
 
 
-class Fenced(Exception):
+class Fenced(LockError):
     """The resource has seen a larger token, so the lock was lost since; nothing was changed.
 
     `resource` is the file's path or the name given; `token` was shown, and `promised` is the largest seen.
@@ -64,11 +65,11 @@ class Fenced(Exception):
         )
 
 
-class ResourceBusy(Exception):
+class ResourceBusy(LockError):
     """Another process has not finished its call in time, it may be stopped; nothing was changed."""
 
 
-class TokenUnreadable(Exception):
+class TokenUnreadable(LockError):
     """What should hold the largest token seen does not, so no token can be judged; nothing was changed."""
 
 
