@@ -1,0 +1,362 @@
+"""Processes increment one number under one lock, are killed, and are stopped past their lease: is anything lost?
+
+`python -m tests.counter_campaign --processes 32 --rounds 10000 --kill` and the like run it for longer than the suite.
+
+Each increment has an id. The file holds the number and the id of the increment that made it. Before a worker writes, it
+notes in a file of its own, which a kill leaves as it is, the id, the number to be, and the id that the file held; when
+the write has returned, that it is done; or that the fence refused it. So the increments form a chain, which is walked
+from the file's last id back to the first: the number is right if the chain has that many links, counting down by one
+each. Every increment noted as done must be in it, and none that was refused. One whose worker was killed in the middle
+may be in it or not; what it may not is make a difference twice.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from pathlib import Path
+from random import Random
+from typing import Final, Protocol
+
+from client import LockClient, LockLost
+from client.fencing import Fenced, FencedFile
+from tests.group import Child, Group, until
+
+LOCK: Final = "the counter"
+NOBODY: Final = "-"
+"""What stands for the id of the increment before the first."""
+POINTS: Final = 4
+"""At so many points of a round a worker may be killed."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done: `kill` and `stop` the workers, `fenced` or not; times are texts, as lockd's options.
+
+    Where workers are killed, they survive `survives` rounds on average, and others are killed while they wait.
+    """
+
+    processes: int = 32
+    rounds: int = 10_000
+    kill: bool = False
+    stop: bool = False
+    fenced: bool = False
+    survives: int = 200
+    seed: int = 1
+    ttl: str = "3s"
+    lock_delay: str = "2s"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The number at the end, and how many tries were done, refused, or cut short; what is wrong."""
+
+    number: int
+    done: int
+    refused: int
+    undecided: int
+    deaths: int
+    stops: int
+    problems: tuple[str, ...]
+
+
+# The worker
+
+
+class Resource(Protocol):
+    """Where the number is."""
+
+    def read(self, token: int) -> bytes:
+        """Return the content."""
+
+    def write(self, token: int, data: bytes) -> None:
+        """Replace the content."""
+
+
+class PlainFile:
+    """A file whose content is replaced by a rename, whoever asks for it."""
+
+    def __init__(self, path: Path) -> None:
+        """Take the file at `path`, which may be missing."""
+        self._path = path
+        self._new = path.with_name(f"new-{os.getpid()}")
+
+    def read(self, token: int) -> bytes:
+        """Return the content."""
+        return content_of(self._path)
+
+    def write(self, token: int, data: bytes) -> None:
+        """Replace the content."""
+        self._new.write_bytes(data)
+        self._new.replace(self._path)
+
+
+class Fate:
+    """What befalls a worker while it has the lock; it is stopped once at the most."""
+
+    def __init__(self, chance: Random, *, survives: int, stops: bool) -> None:
+        """Draw in which of its first rounds it is stopped; it survives so many on average, or all if that is 0."""
+        self._chance = chance
+        self._survives = survives
+        self._stop_in = chance.randrange(10) if stops else -1
+
+    def passes(self, point: str) -> None:
+        """Go on behind a point in the round, or not."""
+        if point == "read":
+            if self._stop_in == 0:
+                os.kill(os.getpid(), signal.SIGSTOP)
+            self._stop_in -= 1
+        if self._survives and self._chance.randrange(POINTS * self._survives) == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Worker:
+    """One who increments."""
+
+    def __init__(self, place: Path, name: str, rounds: int, resource: Resource, fate: Fate) -> None:
+        """Work in the directory `place` until the number is `rounds`."""
+        self._resource = resource
+        self._name = name
+        self._rounds = rounds
+        self._fate = fate
+        self._tries = count()
+        self._notes = os.open(place / f"notes-{name}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+
+    def increment(self, token: int) -> bool:
+        """Add one under a token; return whether there is more to do. Raises Fenced."""
+        self._fate.passes("acquired")
+        number, last = parse(self._resource.read(token))
+        if number >= self._rounds:
+            return False
+        this = f"{self._name}:{next(self._tries)}"
+        self._note(f"try {this} {number + 1} {last}")
+        self._fate.passes("read")
+        try:
+            self._resource.write(token, f"{number + 1} {this}\n".encode())
+        except Fenced:
+            self._note(f"refused {this}")
+            raise
+        self._fate.passes("written")
+        self._note(f"done {this}")
+        self._fate.passes("noted")
+        return True
+
+    def _note(self, line: str) -> None:
+        os.write(self._notes, f"{line}\n".encode())
+
+
+def work(worker: Worker) -> None:
+    """Increment under the lock, with the API, as long as there is more to do."""
+    with LockClient() as client:
+        lock, more = client.lock(LOCK, wait=None), True
+        while more:
+            try:
+                with lock:
+                    more = worker.increment(lock.token)
+            except (LockLost, Fenced):
+                pass  # what that round has done is in the notes
+
+
+def content_of(path: Path) -> bytes:
+    """Return a file's content; a file that is missing is empty."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return b""
+
+
+def parse(content: bytes) -> tuple[int, str]:
+    """Return the number and the last id."""
+    if not content:
+        return 0, NOBODY
+    number, last = content.decode().split()
+    return int(number), last
+
+
+# The judge
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What the workers noted: of each id the number and the id before; and which were done, or refused."""
+
+    tries: dict[str, tuple[int, str]]
+    done: set[str]
+    refused: set[str]
+
+
+def notes_of(place: Path) -> Notes:
+    """Read all notes; a line that is cut short is the last one of a worker that was killed, and says nothing."""
+    notes = Notes({}, set(), set())
+    for file in sorted(place.glob("notes-*")):
+        for line in file.read_text().splitlines(keepends=True):
+            match line.split() if line.endswith("\n") else []:
+                case ["try", this, number, last]:
+                    notes.tries[this] = int(number), last
+                case ["done", this]:
+                    notes.done.add(this)
+                case ["refused", this]:
+                    notes.refused.add(this)
+    return notes
+
+
+def judge(number: int, last: str, notes: Notes) -> Iterator[str]:
+    """Tell what is wrong with a number whose last increment had the id `last`."""
+    chain = set[str]()
+    while last != NOBODY:
+        tried = notes.tries.get(last)
+        if tried is None:
+            yield f"nobody has tried {last}"
+            return
+        if tried[0] != number:
+            yield f"{last} made the number {tried[0]}, and it counts as {number}"
+            return
+        chain.add(last)
+        number, last = number - 1, tried[1]
+    if number:
+        yield f"the first increment made the number {number + 1}"
+    yield from (f"{this} was done and is lost" for this in sorted(notes.done - chain))
+    yield from (f"{this} was refused and counts" for this in sorted(notes.refused & chain))
+
+
+# The campaign
+
+
+def campaign(place: Path, plan: Plan) -> Outcome:
+    """Run it with a lockd of its own in the directory `place`, which must be there."""
+    with Group(place) as group:
+        group.lockd("--ttl", plan.ttl, "--lock-delay", plan.lock_delay)
+        run = Run(group, plan)
+        run.to_the_end()
+    number, last = parse(content_of(place / "counter"))
+    notes = notes_of(place)
+    problems = [*judge(number, last, notes)]
+    if number != plan.rounds:
+        problems.append(f"the number is {number}, not {plan.rounds}")
+    undecided = len(notes.tries) - len(notes.done | notes.refused)
+    return Outcome(number, len(notes.done), len(notes.refused), undecided, run.deaths, run.stops, tuple(problems))
+
+
+class Run:
+    """The workers of a campaign, each of them replaced when it is killed and woken up when another had the lock."""
+
+    def __init__(self, group: Group, plan: Plan) -> None:
+        """Start the workers."""
+        self._group = group
+        self._plan = plan
+        self._chance = Random(plan.seed)
+        self._counter = group.path("counter")
+        self._stopped: dict[Child, bytes] = {}
+        self._started = 0
+        self._next_kill = self._draw_kill(0)
+        self.deaths = 0
+        self.stops = 0
+        self._workers = [self._start() for _ in range(plan.processes)]
+
+    def to_the_end(self) -> None:
+        """Go on until each worker has seen the number it works for."""
+        while self._workers:
+            until(partial(self._turn, content_of(self._counter)), "the number changes")
+
+    def _turn(self, before: bytes) -> bool:
+        """Kill, wake up and replace those whose time has come; return whether one has ended, or the number changed."""
+        content = content_of(self._counter)
+        ended = [worker for worker in self._workers if not worker.running]
+        for worker in ended:
+            self._take_away(worker)
+        if self._workers and self._plan.kill and parse(content)[0] >= self._next_kill:
+            self._chance.choice(self._workers).send(signal.SIGKILL)
+            self._next_kill = self._draw_kill(parse(content)[0])
+        for worker in self._workers:
+            if worker not in self._stopped and is_stopped(worker):
+                self._stopped[worker] = content
+                self.stops += 1
+        all_stopped = len(self._stopped) == len(self._workers)
+        for worker, seen in list(self._stopped.items()):
+            if content != seen or all_stopped:
+                del self._stopped[worker]
+                worker.send(signal.SIGCONT)
+        return bool(ended) or content != before
+
+    def _take_away(self, worker: Child) -> None:
+        self._workers.remove(worker)
+        self._stopped.pop(worker, None)
+        done = worker.end()
+        if done.code == -signal.SIGKILL:
+            self.deaths += 1
+            self._workers.append(self._start())
+        else:
+            assert done.code == 0, done.err
+
+    def _draw_kill(self, number: int) -> int:
+        return number + self._chance.randint(1, max(20, self._plan.rounds // 50))
+
+    def _start(self) -> Child:
+        self._started += 1
+        options = [f"--{name}" for name in ("kill", "stop", "fenced") if getattr(self._plan, name)]
+        options += ["--survives", str(self._plan.survives)]
+        name = f"w{self._started}"
+        seed = str(self._plan.seed * 1_000_000 + self._started)
+        rounds = str(self._plan.rounds)
+        return self._group.start(
+            "tests.counter_campaign", "--worker", name, "--rounds", rounds, "--seed", seed, *options
+        )
+
+
+def is_stopped(child: Child) -> bool:
+    """Tell whether a process is stopped by a signal."""
+    return Path(f"/proc/{child.pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
+@contextmanager
+def _place(asked: Path | None) -> Iterator[Path]:
+    if asked is not None:
+        asked.mkdir(parents=True)
+        yield asked
+        return
+    with tempfile.TemporaryDirectory(prefix="counter-") as place:
+        yield Path(place)
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.counter_campaign")
+    parser.add_argument("--processes", type=int, default=Plan.processes)
+    parser.add_argument("--rounds", type=int, default=Plan.rounds)
+    parser.add_argument("--seed", type=int, default=Plan.seed)
+    parser.add_argument("--ttl", default=Plan.ttl)
+    parser.add_argument("--lock-delay", default=Plan.lock_delay)
+    parser.add_argument("--kill", action="store_true", help="kill workers, and start others")
+    parser.add_argument("--survives", type=int, default=Plan.survives, help="how many rounds, on average, with --kill")
+    parser.add_argument("--stop", action="store_true", help="stop each worker once past its lease; implies --fenced")
+    parser.add_argument("--fenced", action="store_true", help="the number is in a FencedFile")
+    parser.add_argument("--unfenced", action="store_true", help="with --stop, the number is in a plain file after all")
+    parser.add_argument("--place", type=Path, help="keep everything in this new directory")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.worker is not None:
+        fate = Fate(Random(asked.seed), survives=asked.survives if asked.kill else 0, stops=asked.stop)
+        resource: Resource = FencedFile("counter", wait=60) if asked.fenced else PlainFile(Path("counter"))
+        work(Worker(Path(), asked.worker, asked.rounds, resource, fate))
+        return
+    fenced = (asked.fenced or asked.stop) and not asked.unfenced
+    plan = Plan(asked.processes, asked.rounds, asked.kill, asked.stop, fenced, asked.seed, asked.ttl, asked.lock_delay)
+    with _place(asked.place) as place:
+        outcome = campaign(place, plan)
+    print(
+        f"the number is {outcome.number}: {outcome.done} increments done, {outcome.refused} refused by the fence,"
+        f" {outcome.undecided} cut short; {outcome.deaths} processes killed, {outcome.stops} stopped;"
+        f" {len(outcome.problems)} problems"
+    )
+    for problem in outcome.problems[:20]:
+        print(f"  {problem}")
+    sys.exit(1 if outcome.problems else 0)
+
+
+if __name__ == "__main__":
+    _main()
