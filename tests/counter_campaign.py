@@ -295,7 +295,7 @@ class Run:
             assert done.code == 0, done.err
 
     def _draw_kill(self, number: int) -> int:
-        return number + self._chance.randint(1, max(20, self._plan.rounds // 50))
+        return number + self._chance.randint(1, max(30, self._plan.rounds // 50))
 
     def _start(self) -> Child:
         self._started += 1
@@ -345,7 +345,17 @@ def _main() -> None:
         work(Worker(Path(), asked.worker, asked.rounds, resource, fate))
         return
     fenced = (asked.fenced or asked.stop) and not asked.unfenced
-    plan = Plan(asked.processes, asked.rounds, asked.kill, asked.stop, fenced, asked.seed, asked.ttl, asked.lock_delay)
+    plan = Plan(
+        processes=asked.processes,
+        rounds=asked.rounds,
+        kill=asked.kill,
+        stop=asked.stop,
+        fenced=fenced,
+        survives=asked.survives,
+        seed=asked.seed,
+        ttl=asked.ttl,
+        lock_delay=asked.lock_delay,
+    )
     with _place(asked.place) as place:
         outcome = campaign(place, plan)
     print(
