@@ -15,8 +15,8 @@ holder lands between the two, and is then overwritten by a content that was comp
 
 This fences, it does not exclude. `flock` is held for our own few system calls, never while the caller's code runs; it
 is no substitute for the lock service: it knows of one machine only, cannot be taken from a holder that is stopped, has
-no queue, and ends between the caller's read and write. Nor is the fence a substitute for the lock: without the lock
-every second writer is refused.
+no queue, and leaves no order behind by which a late write could be told. Nor is the fence a substitute for the lock:
+of two who work at the same time it refuses one, when the work is done.
 """
 
 import fcntl
