@@ -55,8 +55,9 @@ def rates(now: Inspection, before: Inspection | None = None) -> Rates:
     over_s = max(1, now.time_us - (before.time_us if before else now.since_us)) / 1e6
     grants = _sum_of(now, "grants") - (_sum_of(before, "grants") if before else 0)
     waits, ops = (since(_spread_of(now, what), _spread_of(before, what) if before else ()) for what in ("waits", "ops"))
+    done = sum(ops) + count_of(now, "kept_ops") - (count_of(before, "kept_ops") if before else 0)
     return Rates(
-        over_s, before is None, grants / over_s, sum(ops) / over_s, quantile_us(waits, 0.99), quantile_us(ops, 0.99)
+        over_s, before is None, grants / over_s, done / over_s, quantile_us(waits, 0.99), quantile_us(ops, 0.99)
     )
 
 

@@ -30,10 +30,11 @@ REFUSALS: Final[tuple[Refusal, ...]] = get_args(Refusal)
 class Figures:
     """All counts of one lockd, since `since_ns`; histograms are of microseconds.
 
-    `waits` are from acquire to grant, `holds` from grant to end, `ops` from acquire to release. `settles` were asked
-    for, and so were `recalls` of locks that may be kept; `unclean_grants` are followed by a settling. `drops` and
-    `admissions` are of replicas, out of and into in-sync sets. `persists` are durable changes of the state. `faults`
-    are the newest with their times: what is no ordinary life.
+    `waits` are from acquire to grant, `holds` from grant to end, `ops` from acquire to release; `kept_ops` came after
+    those, under a lock that was kept, and took lockd no time. `settles` were asked for, and so were `recalls` of locks
+    that may be kept; `unclean_grants` are followed by a settling. `drops` and `admissions` are of replicas, out of and
+    into in-sync sets. `persists` are durable changes of the state. `faults` are the newest with their times: what is no
+    ordinary life.
     """
 
     since_ns: int = 0
@@ -46,6 +47,7 @@ class Figures:
     unclean_grants: int = 0
     settles: int = 0
     recalls: int = 0
+    kept_ops: int = 0
     sessions_opened: int = 0
     sessions_ended: dict[str, int] = field(default_factory=lambda: dict.fromkeys(ENDINGS, 0))
     drops: int = 0
@@ -84,6 +86,7 @@ _SINGLE: Final = (
     "unclean_grants",
     "settles",
     "recalls",
+    "kept_ops",
     "sessions_opened",
     "drops",
     "admissions",

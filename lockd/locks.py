@@ -23,8 +23,8 @@ class Hold(Struct):
     """A grant that is in force, and the `answer` that told it: for a request that comes again.
 
     `clean` is the version it handed over, None where the file was unclean; `newest` the newest session then. `asked_ns`
-    is when the request for it came. While it is `sticky` nobody but its client knows whether it is in use; `recalled`
-    tells that the client was asked.
+    is when the request for it came; `kept` tells that ops were done under it since. While it is `sticky` nobody but its
+    client knows whether it is in use; `recalled` tells that the client was asked.
     """
 
     session: int
@@ -40,6 +40,7 @@ class Hold(Struct):
     sticky: bool = False
     converts: int = 0
     recalled: bool = False
+    kept: bool = False
     answer: Grant | None = None
 
 

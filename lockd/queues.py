@@ -335,20 +335,25 @@ class Queues:
         else:
             lock.readers_clock = merge(lock.readers_clock, message.clock)
         if message.keep:
-            self._keep(lock, hold, message)
+            self._keep(lock, hold, message, now_ns)
             return
         self._let_go(lock, hold, message, now_ns)
         if message.confirm:
             shared.answer(session, message.request, Released(shared.epoch, message.request, True))
         self.advance(lock, now_ns)
 
-    def _keep(self, lock: Lock, hold: Hold, message: Release) -> None:
+    def _keep(self, lock: Lock, hold: Hold, message: Release, now_ns: int) -> None:
         """Take in what an op has left under a lock that stays held.
 
         So what lockd knows of a file is never long out of date: a copied directory is told from its original, and the
         end of the holder leaves no more to settle than it ever did.
         """
-        file = lock.file
+        figures, file = self._shared.figures, lock.file
+        if hold.kept:
+            figures.kept_ops += 1
+        else:
+            hold.kept = True
+            figures.ops.add((now_ns - hold.asked_ns) // 1000)
         if file and hold.mode == "exclusive" and message.version != hold.clean:
             if set(message.acked).issuperset(file.in_sync):
                 hold.clean = file.clean = file.acked = message.version

@@ -133,7 +133,7 @@ class Shared:
         client = self.sessions[hold.session].host
         figures = self.figures
         figures.holds.add((now_ns - hold.since_ns) // 1000)
-        if event == "release":
+        if event == "release" and not hold.kept:
             figures.ops.add((now_ns - hold.asked_ns) // 1000)
         held_ms = f"{(now_ns - hold.since_ns) / 1e6:.3f}"
         self.emit(

@@ -61,7 +61,7 @@ def serving(group: Group, data: str) -> Child:
 
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Group, Child, Child]]:
-    """Give tests one group that has done three ops: lockd and a client with metrics, and one without."""
+    """Give tests one group that has done four ops: lockd and a client with metrics, and one without."""
     with Group(tmp_path_factory.mktemp("up")) as group:
         lockd = group.lockd("--metrics", *NOWHERE)
         client = serving(group, "a")
@@ -69,6 +69,7 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Group, Child,
         group.op("a", "write", "x")
         group.op("b", "write", "y", file=HOSTILE)
         group.op("a", "read")
+        group.op("b", "read")
         yield group, lockd, client
 
 
@@ -81,6 +82,8 @@ def test_lockd_tells_its_figures(up: tuple[Group, Child, Child]) -> None:
     assert scrape.one("lockstep_lockd_sessions", replica="yes") == 2
     assert scrape.one("lockstep_lockd_in_sync_live_min") == 2
     assert scrape.one("lockstep_lockd_op_seconds_count") == 3
+    assert scrape.one("lockstep_lockd_kept_ops_total") == 1, "a read under the lock of the write before"
+    assert scrape.one("lockstep_lockd_recalls_total") == 1, "and then another wanted it"
     assert scrape.one("lockstep_lockd_persist_seconds_count") >= 4, "two sessions, two files"
     assert scrape.one("lockstep_lockd_received_bytes_total") > 0
     grants = [line for line in group.path("lockd", "grants.log").read_text().splitlines() if "event=grant" in line]

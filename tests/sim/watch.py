@@ -52,7 +52,7 @@ class Recount:
             "grant": sum(figures.grants.values()),
             "exclusive": figures.grants["exclusive"],
             "expiry": sum(figures.expiries.values()),
-            "release": sum(figures.ops.counts),
+            "release": sum(figures.holds.counts) - sum(figures.expiries.values()) + figures.expiries["restart"],
             "unclean": figures.unclean_grants,
             "opened": figures.sessions_opened,
             "ended": sum(figures.sessions_ended.values()) - figures.sessions_ended["absent"],
