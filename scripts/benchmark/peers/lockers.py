@@ -1,18 +1,16 @@
 """One client of one lock, for each system: what `scripts.benchmark.peers.taker` takes and gives back.
 
 An opening connects to the system's server over TCP on the loopback and returns (acquire, release). Each imports its
-library itself: a process has one system's client and no other's. Connections are as good as the library has them:
-prepared statements, one connection without a pool. They end with the process.
+library itself: a process has one system's client and no other's. Connections end with the process.
 """
 
-import asyncio
 import atexit
 import functools
 import itertools
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Final
 
 from scripts.benchmark.peers.address import HOST
 
@@ -53,30 +51,24 @@ def _redis_tokens(port: int, lock: str) -> tuple[Act, Act]:
     return acquire, functools.partial(redis.rpush, lock, "token")
 
 
-def _postgres(port: int, lock: str, library: str) -> tuple[Act, Act]:
+def _postgres(port: int, lock: str) -> tuple[Act, Act]:
+    """By psycopg2: psycopg 3, with prepared statements, was slower alone and among many."""
+    import psycopg2
+
     key = zlib.crc32(lock.encode())
-    where = f"host={HOST} port={port} user=bench dbname=postgres"
-    options: dict[str, bool] = {}
-    if library == "psycopg2":
-        import psycopg2
-
-        connection = psycopg2.connect(where)
-        connection.autocommit = True
-    else:
-        import psycopg
-
-        connection = psycopg.connect(where, autocommit=True)
-        options["prepare"] = True
+    connection = psycopg2.connect(host=HOST, port=port, user="bench", dbname="postgres")
+    connection.autocommit = True
     execute = connection.cursor().execute  # the cursor keeps the connection
     return (
-        functools.partial(execute, f"SELECT pg_advisory_lock({key})", **options),
-        functools.partial(execute, f"SELECT pg_advisory_unlock({key})", **options),
+        functools.partial(execute, f"SELECT pg_advisory_lock({key})"),
+        functools.partial(execute, f"SELECT pg_advisory_unlock({key})"),
     )
 
 
-def _etcd_service(port: int, lock: str) -> tuple[Act, Act]:
-    """etcd's own lock service (v3lock), called by gRPC: no Python client of etcd wraps it.
+def _etcd(port: int, lock: str) -> tuple[Act, Act]:
+    """By etcd's own lock service (v3lock), called by gRPC: no Python client of etcd wraps it.
 
+    The recipe of aetcd, the one such client that is kept up, asks for a lease each time, and handed on less often.
     Its messages are few and small enough to write by hand: field numbers are those of etcd's v3lock.proto, rpc.proto.
     """
     import grpc
@@ -92,20 +84,6 @@ def _etcd_service(port: int, lock: str) -> tuple[Act, Act]:
         keys.append(dict(_fields(ask(request)))[2])
 
     return acquire, lambda: give_back(_field(1, keys.pop()))
-
-
-def _etcd_recipe(port: int, lock: str) -> tuple[Act, Act]:
-    """The lock recipe of aetcd, the one Python client of etcd that is still kept up."""
-    import aetcd
-
-    async def connect() -> Any:
-        client = aetcd.Client(HOST, port)
-        await client.connect()
-        return client.lock(lock.encode(), ttl=TTL_S)
-
-    run = asyncio.new_event_loop().run_until_complete
-    taken = run(connect())
-    return lambda: run(taken.acquire(timeout=None)), lambda: run(taken.release())
 
 
 def _kazoo(port: int, lock: str) -> tuple[Act, Act]:
@@ -125,10 +103,8 @@ OPENINGS: Final[dict[str, Callable[[int, str], tuple[Act, Act]]]] = {
     "redis-lock-5-ms": functools.partial(_redis_lock, sleep_s=0.005),
     "redis-lock-1-ms": functools.partial(_redis_lock, sleep_s=0.001),
     "redis-blpop": _redis_tokens,
-    "postgres-psycopg": functools.partial(_postgres, library="psycopg"),
-    "postgres-psycopg2": functools.partial(_postgres, library="psycopg2"),
-    "etcd-service": _etcd_service,
-    "etcd-aetcd": _etcd_recipe,
+    "postgres": _postgres,
+    "etcd": _etcd,
     "zookeeper-kazoo": _kazoo,
 }
 """(port of the server, name of the lock) to (acquire, release), by setting."""

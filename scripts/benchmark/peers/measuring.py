@@ -49,8 +49,8 @@ REDIS_LOCK: Final = System(
 SYSTEMS: Final = (
     REDIS_LOCK,
     System("Redis BLPOP", "redis", {"redis-blpop": ""}),
-    System("PostgreSQL advisory lock", "postgres", {"postgres-psycopg": "psycopg 3", "postgres-psycopg2": "psycopg2"}),
-    System("etcd lock", "etcd", {"etcd-service": "lock service", "etcd-aetcd": "aetcd Lock"}),
+    System("PostgreSQL advisory lock", "postgres", {"postgres": ""}),
+    System("etcd lock", "etcd", {"etcd": ""}),
     System("kazoo Lock", "zookeeper", {"zookeeper-kazoo": ""}),
 )
 
