@@ -409,7 +409,7 @@ def lock_(
         raise wrong_use(f"--name {name!r}: {problem}")
     if no_wait and wait is not None:
         raise wrong_use("--no-wait and --wait contradict each other: give one of them")
-    wait_ns = 0 if no_wait else _duration("--wait", wait or "10s")
+    wait_ns = 0 if no_wait else _duration("--wait", "10s" if wait is None else wait)
     kill_grace_ns = _duration("--kill-grace", kill_grace)
     endpoint = _lockd_of(lockd, data)
     from client.lock_command import Wanted, lock_command

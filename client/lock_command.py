@@ -143,6 +143,7 @@ class _Run:
 
     def run(self) -> int:
         """Run COMMAND; return its exit code. Raises CommandError where it did not run, or the lock was lost."""
+        self._signals.pass_on()
         in_front = self._terminal.is_ours_alone()
         rest = f"{self._token}\0{self._wanted.lock}".encode()
         self._told_ns = self._client.lease_ends_ns
@@ -265,7 +266,14 @@ class _Signals:
         self.descriptor, self._wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._is_cancelling = False
         signal.set_wakeup_fd(self._wake, warn_on_full_buffer=False)
-        for number in (*_ENDING, *_PASSED, signal.SIGCHLD):
+        self._watch(*_ENDING, signal.SIGCHLD)
+
+    def pass_on(self) -> None:
+        """From now on take those, too, that mean something only once COMMAND runs: Ctrl-Z stopped us before."""
+        self._watch(*_PASSED)
+
+    def _watch(self, *numbers: signal.Signals) -> None:
+        for number in numbers:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._catch)
 

@@ -167,6 +167,22 @@ def test_a_signal_ends_the_wait_and_leaves_no_waiter(number: signal.Signals, gro
     group.path("go").touch()
 
 
+def test_a_wait_that_is_stopped_from_the_keyboard_goes_on_later(group: Group) -> None:
+    group.lockd(*_PATIENT)
+    holder = _held(group)
+    waiter = group.start("client", "lock", "jobs/nightly", "--wait", "60s", "--", "echo", "mine")
+    until(lambda: _waiters(group), "it waits")
+    caught = re.search(r"\nSigCgt:\t(\w+)", Path(f"/proc/{waiter.pid}/status").read_text())
+    assert caught is not None
+    assert not int(caught[1], 16) & 1 << signal.SIGTSTP - 1  # the system stops it, if a shell is there to wake it
+    waiter.send(signal.SIGTSTP)
+    waiter.send(signal.SIGCONT)
+    group.path("go").touch()
+    assert holder.end().code == 0
+    done = waiter.end()
+    assert (done.code, done.out) == (0, b"mine\n")
+
+
 # While it runs
 
 
