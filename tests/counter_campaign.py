@@ -11,7 +11,6 @@ may be in it or not; what it may not is make a difference twice.
 """
 
 import argparse
-import os
 import signal
 import sys
 import tempfile
@@ -19,27 +18,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
 from pathlib import Path
 from random import Random
-from typing import Final, Protocol
 
-from client import LockClient, LockLost
-from client.fencing import Fenced, FencedFile
+from common.errors import EXIT_UNKNOWN
+from tests.counter_worker import LOCK, NOBODY, content_of, parse
 from tests.group import Child, Group, until
-
-LOCK: Final = "the counter"
-NOBODY: Final = "-"
-"""What stands for the id of the increment before the first."""
-POINTS: Final = 4
-"""At so many points of a round a worker may be killed."""
 
 
 @dataclass(frozen=True)
 class Plan:
     """What is to be done: `kill` and `stop` the workers, `fenced` or not; times are texts, as lockd's options.
 
-    Where workers are killed, they survive `survives` rounds on average, and others are killed while they wait.
+    With `command` each round is a COMMAND under `client lock`, and what is stopped is one in `survives` of them, with
+    its wrapper; else a worker goes on with the API, and is stopped once. Where workers are killed, they survive
+    `survives` rounds on average, and others are killed while they wait.
     """
 
     processes: int = 32
@@ -51,11 +44,16 @@ class Plan:
     seed: int = 1
     ttl: str = "3s"
     lock_delay: str = "2s"
+    command: bool = False
+    kill_grace: str = "1s"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The number at the end, and how many tries were done, refused, or cut short; what is wrong."""
+    """The number at the end, and how many tries were done, refused, or cut short; what is wrong.
+
+    `losses` is how many commands were ended since the lock was lost.
+    """
 
     number: int
     done: int
@@ -63,120 +61,8 @@ class Outcome:
     undecided: int
     deaths: int
     stops: int
+    losses: int
     problems: tuple[str, ...]
-
-
-# The worker
-
-
-class Resource(Protocol):
-    """Where the number is."""
-
-    def read(self, token: int) -> bytes:
-        """Return the content."""
-
-    def write(self, token: int, data: bytes) -> None:
-        """Replace the content."""
-
-
-class PlainFile:
-    """A file whose content is replaced by a rename, whoever asks for it."""
-
-    def __init__(self, path: Path) -> None:
-        """Take the file at `path`, which may be missing."""
-        self._path = path
-        self._new = path.with_name(f"new-{os.getpid()}")
-
-    def read(self, token: int) -> bytes:
-        """Return the content."""
-        return content_of(self._path)
-
-    def write(self, token: int, data: bytes) -> None:
-        """Replace the content."""
-        self._new.write_bytes(data)
-        self._new.replace(self._path)
-
-
-class Fate:
-    """What befalls a worker while it has the lock; it is stopped once at the most."""
-
-    def __init__(self, chance: Random, *, survives: int, stops: bool) -> None:
-        """Draw in which of its first rounds it is stopped; it survives so many on average, or all if that is 0."""
-        self._chance = chance
-        self._survives = survives
-        self._stop_in = chance.randrange(10) if stops else -1
-
-    def passes(self, point: str) -> None:
-        """Go on behind a point in the round, or not."""
-        if point == "read":
-            if self._stop_in == 0:
-                os.kill(os.getpid(), signal.SIGSTOP)
-            self._stop_in -= 1
-        if self._survives and self._chance.randrange(POINTS * self._survives) == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-
-class Worker:
-    """One who increments."""
-
-    def __init__(self, place: Path, name: str, rounds: int, resource: Resource, fate: Fate) -> None:
-        """Work in the directory `place` until the number is `rounds`."""
-        self._resource = resource
-        self._name = name
-        self._rounds = rounds
-        self._fate = fate
-        self._tries = count()
-        self._notes = os.open(place / f"notes-{name}", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
-
-    def increment(self, token: int) -> bool:
-        """Add one under a token; return whether there is more to do. Raises Fenced."""
-        self._fate.passes("acquired")
-        number, last = parse(self._resource.read(token))
-        if number >= self._rounds:
-            return False
-        this = f"{self._name}:{next(self._tries)}"
-        self._note(f"try {this} {number + 1} {last}")
-        self._fate.passes("read")
-        try:
-            self._resource.write(token, f"{number + 1} {this}\n".encode())
-        except Fenced:
-            self._note(f"refused {this}")
-            raise
-        self._fate.passes("written")
-        self._note(f"done {this}")
-        self._fate.passes("noted")
-        return True
-
-    def _note(self, line: str) -> None:
-        os.write(self._notes, f"{line}\n".encode())
-
-
-def work(worker: Worker) -> None:
-    """Increment under the lock, with the API, as long as there is more to do."""
-    with LockClient() as client:
-        lock, more = client.lock(LOCK, wait=None), True
-        while more:
-            try:
-                with lock:
-                    more = worker.increment(lock.token)
-            except (LockLost, Fenced):
-                pass  # what that round has done is in the notes
-
-
-def content_of(path: Path) -> bytes:
-    """Return a file's content; a file that is missing is empty."""
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        return b""
-
-
-def parse(content: bytes) -> tuple[int, str]:
-    """Return the number and the last id."""
-    if not content:
-        return 0, NOBODY
-    number, last = content.decode().split()
-    return int(number), last
 
 
 # The judge
@@ -240,7 +126,9 @@ def campaign(place: Path, plan: Plan) -> Outcome:
     if number != plan.rounds:
         problems.append(f"the number is {number}, not {plan.rounds}")
     undecided = len(notes.tries) - len(notes.done | notes.refused)
-    return Outcome(number, len(notes.done), len(notes.refused), undecided, run.deaths, run.stops, tuple(problems))
+    return Outcome(
+        number, len(notes.done), len(notes.refused), undecided, run.deaths, run.stops, run.losses, tuple(problems)
+    )
 
 
 class Run:
@@ -257,6 +145,7 @@ class Run:
         self._next_kill = self._draw_kill(0)
         self.deaths = 0
         self.stops = 0
+        self.losses = 0
         self._workers = [self._start() for _ in range(plan.processes)]
 
     def to_the_end(self) -> None:
@@ -288,25 +177,34 @@ class Run:
         self._workers.remove(worker)
         self._stopped.pop(worker, None)
         done = worker.end()
-        if done.code == -signal.SIGKILL:
+        killed = (-signal.SIGKILL, *([128 + signal.SIGKILL] * self._plan.command))
+        if done.code in killed:
             self.deaths += 1
-            self._workers.append(self._start())
+        elif done.code == EXIT_UNKNOWN and self._plan.command:
+            self.losses += 1
         else:
-            assert done.code == 0, done.err
+            assert done.code == 0, (done.code, done.err)
+        if done.code != 0 or parse(content_of(self._counter))[0] < self._plan.rounds:
+            self._workers.append(self._start())
 
     def _draw_kill(self, number: int) -> int:
         return number + self._chance.randint(1, max(30, self._plan.rounds // 50))
 
     def _start(self) -> Child:
         self._started += 1
-        options = [f"--{name}" for name in ("kill", "stop", "fenced") if getattr(self._plan, name)]
-        options += ["--survives", str(self._plan.survives)]
-        name = f"w{self._started}"
-        seed = str(self._plan.seed * 1_000_000 + self._started)
-        rounds = str(self._plan.rounds)
-        return self._group.start(
-            "tests.counter_campaign", "--worker", name, "--rounds", rounds, "--seed", seed, *options
-        )
+        plan, number = self._plan, self._started
+        worker = [f"w{number}", "--rounds", str(plan.rounds), "--seed", str(plan.seed * 1_000_000 + number)]
+        if plan.kill:
+            worker += ["--survives", str(plan.survives)]
+        if plan.fenced:
+            worker.append("--fenced")
+        if plan.stop and (not plan.command or number % plan.survives == plan.survives // 2):
+            worker.append("--stop")
+        if not plan.command:
+            return self._group.start("tests.counter_worker", *worker)
+        python = [sys.executable, "-P", "-m", "tests.counter_worker", "--command"]
+        wrapper = ["lock", LOCK, "--wait", "10m", "--kill-grace", plan.kill_grace, "--", *python, *worker]
+        return self._group.start("client", *wrapper)
 
 
 def is_stopped(child: Child) -> bool:
@@ -333,18 +231,16 @@ def _main() -> None:
     parser.add_argument("--lock-delay", default=Plan.lock_delay)
     parser.add_argument("--kill", action="store_true", help="kill workers, and start others")
     parser.add_argument("--survives", type=int, default=Plan.survives, help="how many rounds, on average, with --kill")
-    parser.add_argument("--stop", action="store_true", help="stop each worker once past its lease; implies --fenced")
+    parser.add_argument(
+        "--stop", action="store_true", help="stop workers past their lease; implies --fenced without --command"
+    )
     parser.add_argument("--fenced", action="store_true", help="the number is in a FencedFile")
     parser.add_argument("--unfenced", action="store_true", help="with --stop, the number is in a plain file after all")
     parser.add_argument("--place", type=Path, help="keep everything in this new directory")
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--command", action="store_true", help="each round is a command under client lock")
+    parser.add_argument("--kill-grace", default=Plan.kill_grace, help="that of client lock")
     asked = parser.parse_args()
-    if asked.worker is not None:
-        fate = Fate(Random(asked.seed), survives=asked.survives if asked.kill else 0, stops=asked.stop)
-        resource: Resource = FencedFile("counter", wait=60) if asked.fenced else PlainFile(Path("counter"))
-        work(Worker(Path(), asked.worker, asked.rounds, resource, fate))
-        return
-    fenced = (asked.fenced or asked.stop) and not asked.unfenced
+    fenced = (asked.fenced or (asked.stop and not asked.command)) and not asked.unfenced
     plan = Plan(
         processes=asked.processes,
         rounds=asked.rounds,
@@ -355,12 +251,15 @@ def _main() -> None:
         seed=asked.seed,
         ttl=asked.ttl,
         lock_delay=asked.lock_delay,
+        command=asked.command,
+        kill_grace=asked.kill_grace,
     )
     with _place(asked.place) as place:
         outcome = campaign(place, plan)
     print(
         f"the number is {outcome.number}: {outcome.done} increments done, {outcome.refused} refused by the fence,"
-        f" {outcome.undecided} cut short; {outcome.deaths} processes killed, {outcome.stops} stopped;"
+        f" {outcome.undecided} cut short; {outcome.deaths} processes killed, {outcome.stops} stopped,"
+        f" {outcome.losses} commands ended;"
         f" {len(outcome.problems)} problems"
     )
     for problem in outcome.problems[:20]:

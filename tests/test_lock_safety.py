@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.counter_campaign import NOBODY, Notes, Plan, campaign, judge
+from tests.counter_campaign import Notes, Plan, campaign, judge
+from tests.counter_worker import NOBODY
 
 STOPPED = Plan(processes=3, rounds=40, stop=True, ttl="500ms", lock_delay="100ms")
 
@@ -33,6 +34,14 @@ def test_increments_are_lost_when_holders_are_stopped_past_their_lease_and_nobod
     outcome = campaign(tmp_path, STOPPED)
     assert outcome.stops
     assert any(problem.endswith(" was done and is lost") for problem in outcome.problems)
+
+
+def test_no_increment_of_a_command_is_lost_or_doubled_when_wrappers_are_killed_or_stopped(tmp_path: Path) -> None:
+    plan = Plan(4, 24, kill=True, stop=True, survives=8, ttl="1s", lock_delay="600ms", command=True, kill_grace="200ms")
+    outcome = campaign(tmp_path, plan)
+    assert (outcome.problems, outcome.number) == ((), 24)
+    assert outcome.stops
+    assert outcome.losses
 
 
 CHAIN = {"a:0": (1, NOBODY), "b:0": (2, "a:0"), "a:1": (3, "b:0")}
