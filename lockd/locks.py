@@ -78,7 +78,7 @@ class FileState(Struct):
 
 
 class Lock(Struct):
-    """A named lock. The queue is in request order, by (session, request), but for conversions, which come first.
+    """A named lock. The queue is in request order, by (session, request), but that conversions come before others.
 
     With a `limit` it is a semaphore. `delays` are by token, as `holds` are.
     """
@@ -95,15 +95,14 @@ class Lock(Struct):
 
     def admits(self, mode: Mode, converts: int = 0) -> bool:
         """Tell whether a grant of `mode` can join the holds in force, but for the one that it `converts`."""
-        if not self.holds and not self.delays:
-            return True
+        others = len(self.holds) + len(self.delays) - (converts in self.holds)
         if self.limit:
-            return len(self.holds) + len(self.delays) < self.limit
-        if mode == "exclusive" or converts:
-            return not self.delays and self.holds.keys() <= {converts}
-        return all(hold.mode == "shared" for hold in self.holds.values()) and all(
-            delay.mode == "shared" for delay in self.delays.values()
-        )
+            return others < self.limit
+        if not others:
+            return True
+        # Who holds it exclusively is alone, so that all are of the same mode.
+        one = next(iter(self.holds.values()), None) or next(iter(self.delays.values()))
+        return mode == "shared" == one.mode
 
 
 def new_file(in_sync: tuple[str, ...]) -> FileState:

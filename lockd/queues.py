@@ -5,6 +5,8 @@ the front of the queue. A file's lock goes to members of its in-sync set alone; 
 """
 
 import heapq
+from collections.abc import Iterator
+from itertools import takewhile
 
 from common.clock import merge
 from common.grantlog import GrantLine
@@ -83,10 +85,11 @@ class Queues:
                 heapq.heappush(shared.timers, (deadline_ns, session.id, request, ""))
 
     def _enqueue(self, lock: Lock, session: Session, waiter: Waiter) -> None:
-        """Put a waiter into its place: the last one; one that converts a hold the first, since all wait for that."""
+        """Put a waiter into its place: the last one; of one that converts a hold, before all who wait for that."""
         key = session.id, waiter.request
         if waiter.converts:
-            lock.queue = {key: waiter, **lock.queue}
+            ahead = {(each.session, each.request): each for each in _conversions(lock)}
+            lock.queue = {**ahead, key: waiter, **lock.queue}
         else:
             lock.queue[key] = waiter
         session.waits[waiter.request] = lock.name
@@ -132,7 +135,8 @@ class Queues:
             if lock.kind != message.kind:
                 return f"{message.lock} is {'a file' if lock.kind == 'file' else 'a lock without a file'} here"
             if lock.limit != message.limit:
-                return f"{message.lock} is {_limited(lock.limit)} here, not {_limited(message.limit)}"
+                here, asked = _limited(lock.limit), _limited(message.limit)
+                return f"{message.lock} is {here} here, not {asked}; all who use it have to ask for the same"
             if len(lock.queue) >= WAITERS_MAX:
                 return f"{message.lock} has {WAITERS_MAX} waiters already"
         elif len(shared.locks) >= LOCKS_MAX:
@@ -143,8 +147,12 @@ class Queues:
             return (
                 f"{message.lock} is not held under token {format_token(message.converts)}, so that cannot be converted"
             )
+        if lock is not None and any(each.converts == message.converts for each in _conversions(lock)):
+            return f"the hold of {message.lock} under token {format_token(message.converts)} is being converted already"
         if message.kind == "file" and (message.limit or message.converts):
             return "a file's lock is no semaphore, and is not converted"
+        if message.limit and message.converts:
+            return "a semaphore is not converted, since it has one mode only"
         if message.limit and (message.mode == "exclusive" or message.limit > SEMAPHORE_MAX):
             return f"a semaphore is taken shared, by 1 to {SEMAPHORE_MAX} at once"
         if message.kind == "plain":
@@ -367,8 +375,7 @@ class Queues:
         """Take the hold away, decide what the file is now, and keep that before the log tells of it."""
         shared = self._shared
         session = shared.sessions[hold.session]
-        shared.let_go(lock, hold)
-        self._refuse_conversions(lock, hold)
+        self._take_back(lock, hold)
         file, version, admitted = lock.file, message.version, []
         if file and hold.mode == "exclusive" and session.member and version != hold.clean:
             if set(message.acked).issuperset(file.in_sync):
@@ -403,7 +410,7 @@ class Queues:
             lock = shared.locks[session.holds[token]]
             hold = lock.holds[token]
             if not hold.converts:
-                shared.let_go(lock, hold)
+                self._take_back(lock, hold)
                 shared.log("release", lock, hold, now_ns)
                 self.advance(lock, now_ns)
 
@@ -453,8 +460,7 @@ class Queues:
         """
         shared = self._shared
         session = shared.sessions[hold.session]
-        shared.let_go(lock, hold)
-        self._refuse_conversions(lock, hold)
+        self._take_back(lock, hold)
         shared.lose(lock, hold, "break", now_ns)
         lost = session.broken[hold.token] = Lost(shared.epoch, lock.name, hold.token, reason)
         shared.send(session.route, lost)
@@ -465,10 +471,11 @@ class Queues:
         self.advance(lock, now_ns)
         return until_ns
 
-    def _refuse_conversions(self, lock: Lock, hold: Hold) -> None:
-        """Refuse what was to convert a hold that is no more."""
+    def _take_back(self, lock: Lock, hold: Hold) -> None:
+        """Take a hold out of force, and refuse what was to convert it."""
         session = self._shared.sessions[hold.session]
-        for waiter in [waiter for waiter in lock.queue.values() if waiter.converts == hold.token]:
+        self._shared.let_go(lock, hold)
+        for waiter in [waiter for waiter in _conversions(lock) if waiter.converts == hold.token]:
             self.dequeue(session, waiter.request)
             reason = f"{lock.name} is not held any more under token {format_token(hold.token)}"
             self._refuse(session, waiter.request, reason, "lost")
@@ -565,5 +572,10 @@ class Queues:
         return Learn(shared.epoch, lock.name, sources)
 
 
+def _conversions(lock: Lock) -> Iterator[Waiter]:
+    """Return the waiters that convert a hold: they come before all others."""
+    return takewhile(lambda waiter: waiter.converts, lock.queue.values())
+
+
 def _limited(limit: int) -> str:
-    return f"a semaphore of {limit}" if limit else "no semaphore"
+    return f"a semaphore of {limit}" if limit else "a lock without a limit"

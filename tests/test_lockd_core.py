@@ -85,8 +85,8 @@ def replica_id(name: str) -> str:
 class Desk:
     """lockd's core with clients that say what a test makes them say; time stands still until it is moved."""
 
-    def __init__(self, durable: Durable | None = None) -> None:
-        self.core = Lockd(durable or Durable(GROUP, 1, {1: EPOCHS[1]}), TTL_NS)
+    def __init__(self, durable: Durable | None = None, lock_delay_ns: int = 0) -> None:
+        self.core = Lockd(durable or Durable(GROUP, 1, {1: EPOCHS[1]}), TTL_NS, lock_delay_ns)
         self.now_ns = 1_000 * S
         self.effects: list[Effect] = []
         self._inboxes: defaultdict[bytes, list[FromLockd]] = defaultdict(list)
@@ -215,6 +215,35 @@ class Guest:
             self.requests += 1
         self.say(Acquire, request or self.requests, lock, kind, mode, wait_ms, 0, 0, 0, False)
         return request or self.requests
+
+    def want(
+        self,
+        lock: str,
+        mode: Mode = "exclusive",
+        *,
+        wait_ms: int = 600_000,
+        owner: int = 1,
+        limit: int = 0,
+        converts: int = 0,
+        sticky: bool = False,
+        request: int = 0,
+    ) -> int:
+        """Ask for a lock without a file; return the request."""
+        if not request:
+            self.requests += 1
+        self.say(Acquire, request or self.requests, lock, "plain", mode, wait_ms, owner, limit, converts, sticky)
+        return request or self.requests
+
+    def have(self, lock: str, mode: Mode = "exclusive", *, owner: int = 1, limit: int = 0, sticky: bool = False) -> int:
+        """Acquire a lock without a file that is free; return the token."""
+        self.want(lock, mode, owner=owner, limit=limit, sticky=sticky)
+        return self.got(Grant).token
+
+    def give(self, lock: str, token: int) -> Released:
+        """Release a lock without a file; return the answer."""
+        self.requests += 1
+        self.say(Release, self.requests, lock, token, EMPTY, {}, False, (), True)
+        return self.got(Released)
 
     def granted(self, lock: str, mode: Mode = "exclusive", kind: Kind = "file") -> Grant:
         """Acquire a lock that is free."""
