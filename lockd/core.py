@@ -417,11 +417,8 @@ class Lockd:
         self._restart.arrived(now_ns, set(back))
 
     def _reconnected(self, session: Session, now_ns: int) -> None:
-        shared = self._shared
         session.connected = True
-        for name in set(session.waits.values()):
-            self._queues.advance(shared.locks[name], now_ns)
-        self._queues.look_again(session, now_ns)
+        self._queues.back(session, now_ns)
 
     def _resume(self, session: Session, message: Resume, now_ns: int) -> None:
         """Say again what the old connection may have lost and nobody asks for."""

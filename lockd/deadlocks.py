@@ -8,11 +8,12 @@ for exclusive and shared locks, for conversions and for semaphores, of which any
 
 What is not known to be held by one who waits counts as given back in time: a hold without an owner, one that its client
 may keep unused, and everything of a client whose connection is down. So no alarm is false; a client that comes back is
-looked at again.
+looked at again, and so are those who wait for a hold that is said to be in use.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Final
 
 from common.printing import printable
 from common.tokens import format_token
@@ -22,14 +23,32 @@ from lockd.shared import Shared
 Owner = tuple[int, int]
 """A session, and an owner within it."""
 
+_STEPS_SHOWN_MAX: Final = 8
+"""So many waits of a cycle are told in words."""
+
 
 @dataclass(slots=True)
 class _Queue:
-    """A lock's waiters in their order; those before `done` will be granted it."""
+    """A lock's waiters in their order; those before `done` will be granted it, and then have given it back.
+
+    `holds` are those that are not known to end.
+    """
 
     lock: Lock
     waiters: list[Waiter]
+    holds: dict[int, Hold]
     done: int = 0
+
+
+@dataclass(slots=True)
+class _Step:
+    """An owner's wait for another one: for its hold, or else for its turn before."""
+
+    waits: Owner
+    waiter: Waiter
+    lock: Lock
+    other: Owner
+    hold: Hold | None
 
 
 @dataclass(slots=True)
@@ -44,13 +63,23 @@ class _Reduction:
 def deadlock(shared: Shared, waiter: Waiter) -> str | None:
     """Return the cycle in words that a waiter's wait has closed, None where it can end."""
     owner = (waiter.session, waiter.owner)
-    session = shared.sessions[waiter.session]
-    if not waiter.owner or not session.owned.get(waiter.owner):
-        return None
-    found = _reduce(shared, session.waits[waiter.request])
+    first = shared.locks[shared.sessions[waiter.session].waits[waiter.request]]
+    if not waiter.owner or not any(_wait_of(shared, hold) is not None for hold in first.holds.values()):
+        return None  # its holders go on, and so does everybody in the queue
+    found = _reduce(shared, first.name)
     if owner not in found.stuck:
         return None
-    return _cycle(found, owner)
+    cycle = _cycle(found, owner)
+    return _in_words(shared, cycle) if cycle else None
+
+
+def _wait_of(shared: Shared, hold: Hold) -> str | None:
+    """Return the lock for which a hold's owner is known to wait, None where it may give the hold back now."""
+    session = shared.sessions[hold.session]
+    if not hold.owner or hold.sticky or not session.connected:
+        return None
+    request = session.waiting.get(hold.owner)
+    return session.waits[request] if request is not None else None
 
 
 def _reduce(shared: Shared, first: str) -> _Reduction:
@@ -62,79 +91,109 @@ def _reduce(shared: Shared, first: str) -> _Reduction:
         if name in found.queues:
             continue
         lock = shared.locks[name]
-        found.queues[name] = _Queue(lock, list(lock.queue.values()))
-        for waiter in lock.queue.values():
-            if waiter.owner and shared.sessions[waiter.session].connected:
+        queue = found.queues[name] = _Queue(lock, list(lock.queue.values()), {})
+        for waiter in queue.waiters:
+            if waiter.owner and shared.can_be_served(lock, waiter):
                 found.stuck[waiter.session, waiter.owner] = waiter
-        for hold in lock.holds.values():
-            holder = shared.sessions[hold.session]
-            request = holder.waiting.get(hold.owner) if hold.owner and not hold.sticky else None
-            if request is not None:
-                names.append(holder.waits[request])
+        for token, hold in lock.holds.items():
+            if (other := _wait_of(shared, hold)) is not None:
+                names.append(other)
+                queue.holds[token] = hold
     changed = True
     while changed:
         changed = False
         for queue in found.queues.values():
-            while queue.done < len(queue.waiters) and not any(_stuck_holders(found, queue, queue.done)):
-                waiter = queue.waiters[queue.done]
-                found.stuck.pop((waiter.session, waiter.owner), None)
-                queue.done += 1
-                changed = True
+            changed = _go_on(found, queue) or changed
     return found
 
 
-def _stuck_holders(found: _Reduction, queue: _Queue, place: int) -> Iterator[Hold]:
-    """Yield the holds that the waiter at a place waits for, and of which none is known to end."""
-    lock, waiter = queue.lock, queue.waiters[place]
-    if waiter.owner == 0 or not found.shared.sessions[waiter.session].connected:
-        return  # it may leave at any time, as far as is known
-    stuck = [
-        hold
-        for hold in lock.holds.values()
-        if hold.token != waiter.converts
-        and not (waiter.mode == "shared" and hold.mode == "shared" and not lock.limit)
-        and hold.owner
-        and not hold.sticky
-        and (hold.session, hold.owner) in found.stuck
-    ]
-    if not lock.limit or len(stuck) >= lock.limit:
-        yield from stuck
+def _go_on(found: _Reduction, queue: _Queue) -> bool:
+    """Take the waiters out of a queue that are not known to wait for ever; return whether there were some."""
+    before = queue.done
+    for token, hold in list(queue.holds.items()):
+        if (hold.session, hold.owner) not in found.stuck:
+            del queue.holds[token]
+    while queue.done < len(queue.waiters):
+        waiter = queue.waiters[queue.done]
+        owner = (waiter.session, waiter.owner)
+        # Who may leave at any time, or cannot be served, is in nobody's way.
+        if found.stuck.get(owner) is waiter:
+            if any(_in_the_way(queue, waiter)):
+                break
+            del found.stuck[owner]
+        queue.holds.pop(waiter.converts, None)  # another owner's, perhaps: it is the waiter's then
+        queue.done += 1
+    return queue.done > before
 
 
-def _cycle(found: _Reduction, owner: Owner) -> str | None:
-    """Return the shortest cycle through an owner, in words: who waits for which lock, and who has it."""
-    steps: dict[Owner, tuple[Owner, str]] = {}
+def _in_the_way(queue: _Queue, waiter: Waiter) -> Iterator[Hold]:
+    """Yield the holds for which a waiter waits, of those that are not known to end."""
+    lock = queue.lock
+    if lock.limit:
+        if len(queue.holds) >= lock.limit:
+            yield from queue.holds.values()
+        return
+    for hold in queue.holds.values():
+        if hold.token != waiter.converts and not (waiter.mode == hold.mode == "shared"):
+            yield hold
+
+
+def _cycle(found: _Reduction, owner: Owner) -> list[_Step]:
+    """Return the shortest cycle through an owner, [] where it only waits for those who are deadlocked without it."""
+    steps: dict[Owner, _Step] = {}
     reached = [owner]
     for one in reached:
-        for other, how in _waits_for(found, one):
-            if other == owner:
-                path = [how]
-                while one != owner:
-                    one, how = steps[one]
-                    path.append(how)
-                return ", and ".join(reversed(path))
-            if other not in steps:
-                steps[other] = one, how
-                reached.append(other)
-    return None  # it waits for those who are deadlocked without it
+        for step in _waits_for(found, one):
+            if step.other == owner:
+                path = [step]
+                while path[-1].waits != owner:
+                    path.append(steps[path[-1].waits])
+                return path[::-1]
+            if step.other not in steps:
+                steps[step.other] = step
+                reached.append(step.other)
+    return []
 
 
-def _waits_for(found: _Reduction, owner: Owner) -> Iterator[tuple[Owner, str]]:
-    """Yield the stuck owners for whom a stuck owner waits, and how, in words."""
-    shared = found.shared
+def _waits_for(found: _Reduction, owner: Owner) -> Iterator[_Step]:
+    """Yield the waits of a stuck owner for other stuck ones."""
     waiter = found.stuck[owner]
-    session = shared.sessions[waiter.session]
-    queue = found.queues[session.waits[waiter.request]]
-    place = queue.waiters.index(waiter)
-    who = f"{_who(shared, owner)} waits for {printable(queue.lock.name)}"
-    for hold in _stuck_holders(found, queue, place):
-        other = (hold.session, hold.owner)
-        yield other, f"{who}, held by {_who(shared, other)} under token {format_token(hold.token)}"
-    for ahead in queue.waiters[:place]:
+    queue = found.queues[found.shared.sessions[waiter.session].waits[waiter.request]]
+    for hold in _in_the_way(queue, waiter):
+        yield _Step(owner, waiter, queue.lock, (hold.session, hold.owner), hold)
+    for ahead in queue.waiters[queue.done :]:
+        if ahead is waiter:
+            break
         other = (ahead.session, ahead.owner)
-        if other in found.stuck:
-            yield other, f"{who}, which {_who(shared, other)} waits for before it"
+        if found.stuck.get(other) is ahead:
+            yield _Step(owner, waiter, queue.lock, other, None)
 
 
-def _who(shared: Shared, owner: Owner) -> str:
-    return f"{shared.sessions[owner[0]].host} ({owner[1]})"
+def _in_words(shared: Shared, cycle: list[_Step]) -> str:
+    """Tell of a cycle in one line: whose wait has closed it first, then for whom each of the others waits."""
+    owners: dict[int, set[int]] = {}
+    for step in cycle:
+        owners.setdefault(step.waits[0], set()).add(step.waits[1])
+
+    def who(owner: Owner) -> str:
+        # Numbers of threads tell nobody anything, unless two of one client are in it.
+        number = f" (owner {owner[1]})" if len(owners[owner[0]]) > 1 else ""
+        return shared.sessions[owner[0]].host + number
+
+    parts: list[str] = []
+    for step in cycle[:_STEPS_SHOWN_MAX]:
+        name = printable(step.lock.name)
+        what = f"to upgrade {name}" if step.waiter.converts else f"for {name}"
+        if step.hold is None:
+            why = f"behind {who(step.other)}"
+        elif step.lock.limit:
+            why = f"of which {who(step.other)} has one of {step.lock.limit}, under token"
+        elif step.hold.mode == "shared":
+            why = f"held shared by {who(step.other)} under token"
+        else:
+            why = f"held by {who(step.other)} under token"
+        token = f" {format_token(step.hold.token)}" if step.hold else ""
+        parts.append(f"{who(step.waits)} waits {what}, {why}{token}")
+    if len(cycle) > len(parts):
+        parts.append(f"and so on, {len(cycle)} waits in all")
+    return "; ".join(parts)

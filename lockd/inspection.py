@@ -273,7 +273,7 @@ def _lock(shared: Shared, name: str, asked: list[tuple[Session, Acquire, int]], 
         lock = Lock(name, asked[0][1].kind)
     file = lock.file
     holders = [_holder(shared, hold, now_ns) for hold in islice(lock.holds.values(), INSPECT_REPLICAS_MAX)]
-    first = next((waiter for waiter in lock.queue.values() if _could_be_served(shared, lock, waiter)), None)
+    first = next((waiter for waiter in lock.queue.values() if shared.can_be_served(lock, waiter)), None)
     queue = [
         WaiterState(
             shared.sessions[waiter.session].host,
@@ -331,7 +331,7 @@ def _holder(shared: Shared, hold: Hold, now_ns: int) -> HolderState:
 
 def _why(shared: Shared, lock: Lock, waiter: Waiter, is_first: bool, now_ns: int) -> Reason:
     """Return why a waiter was not granted the lock yet, by the rules of lockd.queues."""
-    if not _could_be_served(shared, lock, waiter):
+    if not shared.can_be_served(lock, waiter):
         if not shared.sessions[waiter.session].connected:
             return "disconnected"
         return "absent" if lock.file is not None and is_lost(shared, lock.file) else "learning"
@@ -340,10 +340,3 @@ def _why(shared: Shared, lock: Lock, waiter: Waiter, is_first: bool, now_ns: int
     if lock.delays and not lock.holds:
         return "delay"
     return "learner" if lock.file is not None and not lock.holds and now_ns < lock.file.patience[0] else "holder"
-
-
-def _could_be_served(shared: Shared, lock: Lock, waiter: Waiter) -> bool:
-    session = shared.sessions[waiter.session]
-    if not session.connected or lock.file is None:
-        return session.connected
-    return session.member is not None and session.member.replica in lock.file.in_sync

@@ -6,11 +6,11 @@ the front of the queue. A file's lock goes to members of its in-sync set alone; 
 
 import heapq
 from collections.abc import Iterator
-from itertools import takewhile
+from itertools import islice, takewhile
 
 from common.clock import merge
 from common.grantlog import GrantLine
-from common.limits import LOCKS_MAX, SEMAPHORE_MAX, WAITERS_MAX
+from common.limits import INSPECT_NAMES_MAX, LOCKS_MAX, SEMAPHORE_MAX, WAITERS_MAX
 from common.messages import (
     Acquire,
     Admitted,
@@ -75,14 +75,15 @@ class Queues:
         waiter = Waiter(session.id, request, message.mode, since_ns, message.owner, message.converts, message.sticky)
         self._enqueue(lock, session, waiter)
         self.advance(lock, now_ns)
-        if request in session.waits and (cycle := deadlock(shared, waiter)) is not None:
-            self._refuse_deadlock(session, waiter, cycle, now_ns)
-        elif request in session.waits:
-            deadline_ns = since_ns + message.wait_ms * 1_000_000
-            if deadline_ns <= now_ns:
-                self.wait_over(session, request, now_ns)
-            else:
-                heapq.heappush(shared.timers, (deadline_ns, session.id, request, ""))
+        if request not in session.waits:
+            return
+        deadline_ns = since_ns + message.wait_ms * 1_000_000
+        if deadline_ns <= now_ns:
+            self.wait_over(session, request, now_ns)  # a try waits for nobody, so it closes no cycle
+            return
+        heapq.heappush(shared.timers, (deadline_ns, session.id, request, ""))
+        if message.converts or message.owner in session.owned:
+            self._refuse_deadlocked([waiter], now_ns)
 
     def _enqueue(self, lock: Lock, session: Session, waiter: Waiter) -> None:
         """Put a waiter into its place: the last one; of one that converts a hold, before all who wait for that."""
@@ -114,19 +115,27 @@ class Queues:
             shared.figures.refusals["acquire"] += 1
         shared.answer(session, request, Refused(shared.epoch, request, reason, cause))
 
-    def _refuse_deadlock(self, session: Session, waiter: Waiter, cycle: str, now_ns: int) -> None:
-        """Refuse the request that has closed a cycle."""
-        lock = self.dequeue(session, waiter.request)
-        self._shared.fault(now_ns, f"deadlock: {cycle}; {session.host} is refused")
-        self._refuse(session, waiter.request, f"deadlock: {cycle}", "deadlock")
-        self.advance(lock, now_ns)
+    def _refuse_deadlocked(self, waiters: list[Waiter], now_ns: int) -> None:
+        """Refuse, of these waiters, each whose wait closes a cycle: as few as it takes."""
+        shared = self._shared
+        for waiter in waiters:
+            session = shared.sessions[waiter.session]
+            if waiter.request not in session.waits:
+                continue  # it was granted, when another one was refused
+            cycle = deadlock(shared, waiter)
+            if cycle is not None:
+                lock = self.dequeue(session, waiter.request)
+                shared.fault(now_ns, f"deadlock: {cycle}; {session.host} is refused")
+                self._refuse(session, waiter.request, f"deadlock: {cycle}", "deadlock")
+                self.advance(lock, now_ns)
 
-    def look_again(self, session: Session, now_ns: int) -> None:
-        """Look for deadlocks that a client's waits close, now that it is known to go on."""
-        for request, name in list(session.waits.items()):
-            waiter = self._shared.locks[name].queue[session.id, request]
-            if (cycle := deadlock(self._shared, waiter)) is not None:
-                self._refuse_deadlock(session, waiter, cycle, now_ns)
+    def back(self, session: Session, now_ns: int) -> None:
+        """Go on with a client whose connection is up again: grant what it waits for, look whether that can end."""
+        locks = self._shared.locks
+        for name in dict.fromkeys(session.waits.values()):
+            self.advance(locks[name], now_ns)
+        waiters = [locks[name].queue[session.id, request] for request, name in session.waits.items()]
+        self._refuse_deadlocked(waiters, now_ns)
 
     def _acquire_problem(self, session: Session, message: Acquire) -> str | None:
         shared = self._shared
@@ -240,17 +249,7 @@ class Queues:
 
     def first(self, lock: Lock) -> Waiter | None:
         """Return the first waiter that can be served, None if there is none."""
-        shared = self._shared
-        for waiter in lock.queue.values():
-            session = shared.sessions[waiter.session]
-            if not session.connected:
-                continue
-            if lock.file is None:
-                return waiter
-            member = session.member
-            if member and member.replica in lock.file.in_sync:
-                return waiter
-        return None
+        return next((waiter for waiter in lock.queue.values() if self._shared.can_be_served(lock, waiter)), None)
 
     def _grant(self, lock: Lock, waiter: Waiter, mode: Mode, now_ns: int) -> None:
         shared = self._shared
@@ -449,9 +448,7 @@ class Queues:
         shared.let_go(lock, hold)
         hold.sticky, hold.owner = False, message.owner
         shared.hold(lock, hold)
-        for waiter in list(lock.queue.values()):
-            if (waiter.session, waiter.request) in lock.queue and (cycle := deadlock(shared, waiter)) is not None:
-                self._refuse_deadlock(shared.sessions[waiter.session], waiter, cycle, now_ns)
+        self._refuse_deadlocked(list(lock.queue.values()), now_ns)
 
     def broken(self, lock: Lock, hold: Hold, reason: str, now_ns: int) -> int:
         """Take a hold away from a session that goes on, and tell it so; return until when nobody is granted the lock.
@@ -492,11 +489,13 @@ class Queues:
     def _why(self, lock: Lock, session: Session) -> str:
         shared = self._shared
         if lock.holds:
-            holders = ", ".join(
+            holders = [
                 f"{shared.sessions[hold.session].host} under token {format_token(hold.token)}"
-                for hold in lock.holds.values()
-            )
-            return f"{lock.name} is held by {holders}"
+                for hold in islice(lock.holds.values(), INSPECT_NAMES_MAX)
+            ]
+            if len(lock.holds) > len(holders):
+                holders.append(f"{len(lock.holds) - len(holders)} more")
+            return f"{lock.name} is held by {', '.join(holders)}"
         if lock.delays:
             return f"{lock.name} was lost by its holder, and is kept free for the lock delay"
         if lock.file and not any(replica in shared.by_replica for replica in lock.file.in_sync):

@@ -11,7 +11,7 @@ from common.messages import FromLockd, Hello, Lost, Member, Refused
 from common.values import Value
 from lockd.effects import Change, Effect, InSyncChanged, LogGrant, Note, Persist, ReplicaSeen, Send, SessionOpened
 from lockd.figures import Ending, Figures, Loss
-from lockd.locks import Delay, Hold, Lock
+from lockd.locks import Delay, Hold, Lock, Waiter
 
 
 class Over(Value, frozen=True):
@@ -164,6 +164,13 @@ class Shared:
                 session.owned[hold.owner] = left
             else:
                 del session.owned[hold.owner]
+
+    def can_be_served(self, lock: Lock, waiter: Waiter) -> bool:
+        """Tell whether a waiter can be granted a lock at all as things are, so that those behind it have to wait."""
+        session = self.sessions[waiter.session]
+        if not session.connected or lock.file is None:
+            return session.connected
+        return session.member is not None and session.member.replica in lock.file.in_sync
 
     def delay(self, lock: Lock, token: int, delay: Delay) -> None:
         """Grant a lock to nobody until its last holder has stopped, whether it hears of its loss or not."""

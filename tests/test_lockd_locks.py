@@ -1,9 +1,11 @@
 """lockd's core: locks without a file, one message at a time."""
 
+from itertools import pairwise
+
 import pytest
 
 from common.limits import SEMAPHORE_MAX
-from common.messages import Cancel, Grant, Refused
+from common.messages import Cancel, Grant, Ping, Refused
 from tests.test_lockd_core import Desk, Guest
 
 
@@ -159,3 +161,179 @@ def test_a_lock_in_use_becomes_no_semaphore_and_a_limit_has_a_limit(desk: Desk) 
     b.have("door", "shared", limit=2)
     b.want("hall", "shared", limit=SEMAPHORE_MAX + 1)
     assert "1 to 10000" in b.got(Refused).reason
+
+
+# Deadlocks
+
+
+def refused(guest: Guest) -> str:
+    """Return the cycle that a client's newest request was refused for."""
+    answer = guest.got(Refused)
+    assert answer.cause == "deadlock"
+    return answer.reason.removeprefix("deadlock: ")
+
+
+def test_who_closes_a_cycle_of_two_is_refused_at_once_and_the_other_goes_on(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    a.have("door")
+    token = b.have("gate")
+    a.want("gate")
+    b.want("door")
+    assert refused(b) == "b waits for door, held by a under token 1.1; a waits for gate, held by b under token 1.2"
+    assert desk.core.figures.refusals["deadlock"] == 1
+    assert desk.core.figures.faults[-1][1].endswith("held by b under token 1.2; b is refused")
+    b.give("gate", token)
+    a.got(Grant)
+    assert not b.all(Grant)
+
+
+def test_a_cycle_of_three_is_told_from_who_has_closed_it(desk: Desk) -> None:
+    a, b, c = plain(desk, "abc")
+    for guest, lock in ((a, "x"), (b, "y"), (c, "z\u202e")):
+        guest.have(lock)
+    b.want("x")
+    a.want("z\u202e")
+    c.want("y")
+    assert refused(c) == (
+        "c waits for y, held by b under token 1.2; b waits for x, held by a under token 1.1; "
+        "a waits for z\\u202e, held by c under token 1.3"
+    )
+
+
+def test_a_cycle_through_readers_and_through_a_turn_in_a_queue(desk: Desk) -> None:
+    a, b, c = plain(desk, "abc")
+    a.have("door", "shared")
+    b.have("gate")
+    a.want("gate")
+    c.want("door")
+    assert not c.all(Refused), "b may still give the gate back"
+    b.want("door", "shared")
+    assert refused(b) == (
+        "b waits for door, behind c; c waits for door, held shared by a under token 1.1; "
+        "a waits for gate, held by b under token 1.2"
+    )
+
+
+def test_a_semaphore_is_in_a_cycle_when_none_of_its_holders_goes_on(desk: Desk) -> None:
+    a, b, c = plain(desk, "abc")
+    a.have("pool", "shared", limit=2)
+    second = b.have("pool", "shared", limit=2)
+    third = c.have("door")
+    a.want("door")
+    c.want("pool", "shared", limit=2)
+    assert not c.all(Refused), "b goes on"
+    b.want("door")
+    assert "b waits for door, held by c under token 1.3; c waits for pool, of which b has one of 2, under" in refused(b)
+    b.give("pool", second)
+    c.got(Grant)
+    c.give("door", third)
+    a.got(Grant)
+
+
+def test_the_second_of_two_upgrades_is_a_deadlock(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    first, second = a.have("door", "shared"), b.have("door", "shared")
+    a.want("door", converts=first)
+    b.want("door", converts=second)
+    assert refused(b) == (
+        "b waits to upgrade door, held shared by a under token 1.1; "
+        "a waits to upgrade door, held shared by b under token 1.2"
+    )
+    b.give("door", second)
+    assert a.got(Grant).mode == "exclusive"
+
+
+def test_owners_are_told_apart_where_two_of_a_client_are_in_a_cycle(desk: Desk) -> None:
+    (a,) = plain(desk, "a")
+    a.have("x", owner=1)
+    a.have("y", owner=2)
+    a.want("y", owner=1)
+    a.want("x", owner=2)
+    assert refused(a) == (
+        "a (owner 2) waits for x, held by a (owner 1) under token 1.1; "
+        "a (owner 1) waits for y, held by a (owner 2) under token 1.2"
+    )
+
+
+def test_who_waits_for_itself_is_refused(desk: Desk) -> None:
+    (a,) = plain(desk, "a")
+    a.have("door")
+    a.want("door")
+    assert refused(a) == "a waits for door, held by a under token 1.1"
+    a.want("door", owner=2)
+    assert not a.all(Refused), "another thread waits for its turn"
+
+
+def test_a_long_cycle_is_told_in_part(desk: Desk) -> None:
+    guests = plain(desk, "abcdefghijkl")
+    for guest in guests:
+        guest.have(f"l{guest.name}")
+    for guest, behind in pairwise(guests):
+        guest.want(f"l{behind.name}")
+    guests[-1].want("la")
+    assert refused(guests[-1]).endswith("; and so on, 12 waits in all")
+
+
+def test_a_try_waits_for_nobody(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    a.have("door")
+    b.have("gate")
+    a.want("gate")
+    b.want("door", wait_ms=0)
+    assert b.got(Refused).cause == "wait"
+    assert desk.core.figures.refusals["deadlock"] == 0
+
+
+def test_an_owner_waits_for_one_lock_at_a_time(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    a.have("x")
+    a.have("y")
+    b.want("x")
+    b.want("y")
+    assert "this owner waits for x already" in b.got(Refused).reason
+    b.want("y", owner=2)
+    assert not b.all(Refused)
+
+
+def test_what_another_owner_converts_is_given_back_by_that_one(desk: Desk) -> None:
+    a, b, c = plain(desk, "abc")
+    first, second = a.have("door", "shared", owner=1), b.have("door", "shared")
+    c.have("gate")
+    a.want("gate", owner=1)
+    a.want("door", owner=2, converts=first)
+    c.want("door")
+    assert not c.all(Refused), "a's second owner has the door before"
+    b.give("door", second)
+    a.give("door", a.got(Grant).token)
+    c.got(Grant)
+
+
+def test_a_client_whose_connection_is_down_is_in_no_cycle_until_it_is_back(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    a.have("x", owner=1)
+    a.have("y", owner=2)
+    b.have("z")
+    b.have("w", owner=2)
+    a.want("z", owner=1)
+    a.want("w", owner=2)
+    desk.disconnect(a)
+    b.want("x")
+    b.want("y", owner=2)
+    assert not b.all(Refused)
+    a.say(Ping, 90)
+    assert [answer.cause for answer in a.all(Refused)] == ["deadlock", "deadlock"]
+    assert not b.all(Refused)
+
+
+def test_a_client_that_is_back_is_refused_the_wait_that_closes_a_cycle_now(desk: Desk) -> None:
+    a, b, c = plain(desk, "abc")
+    a.have("x", "shared", owner=1)
+    b.have("z")
+    a.want("z", owner=1)
+    c.have("x", "shared", owner=1)
+    b.want("x", wait_ms=60_000)
+    assert refused(b)
+    desk.disconnect(a)
+    b.want("x")
+    a.say(Ping, 90)
+    assert refused(a).startswith("a waits for z, held by b")
