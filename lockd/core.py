@@ -241,7 +241,8 @@ class Lockd:
         session = shared.by_route.get(route)
         if session is not None:
             session.connected = False
-            if all(shared.locks[name].file for name in session.holds.values()):
+            claims = session.claimed and shared.expected
+            if not claims and all(shared.locks[name].file for name in session.holds.values()):
                 session.deadline_ns = min(session.deadline_ns, now_ns + _RECONNECT_NS)
                 self._ring_at(session, session.deadline_ns)
         return shared.out
@@ -280,7 +281,7 @@ class Lockd:
                 continue
             if session_id == 0:
                 if stall_ns:
-                    heapq.heappush(shared.timers, (now_ns + shared.ttl_ns // 2, 0, 0, ""))
+                    shared.ring(now_ns + shared.ttl_ns // 2, 0, 0, "")
                     continue
                 self._restart.absent(now_ns)
                 continue
@@ -302,7 +303,8 @@ class Lockd:
         if ended:
             shared.persist(*[SessionEnded(session.id) for session, _ in ended])
         for session, why in ended:
-            self._forget(session, why, now_ns)
+            if session.id in shared.sessions:  # else another one, that came in, has taken its place
+                self._forget(session, why, now_ns)
         self._timer_ns = now_ns
         return shared.out
 
@@ -326,7 +328,7 @@ class Lockd:
         """Have the timer ring for a session's lease at `at_ns`, or earlier."""
         if at_ns < session.timer_ns:
             session.timer_ns = at_ns
-            heapq.heappush(self._shared.timers, (at_ns, session.id, 0, ""))
+            self._shared.ring(at_ns, session.id, 0, "")
 
     def _hello(self, route: bytes, hello: Hello, now_ns: int, is_copy: bool = False) -> None:
         """Open a session; `is_copy` where the replica's own process is known to be alive."""
@@ -342,8 +344,9 @@ class Lockd:
             shared.by_route.pop(running.route, None)
             shared.by_route[route] = running
             running.route, running.deadline_ns, running.seen_ns = route, now_ns + shared.ttl_ns, now_ns
-            shared.send(route, self._welcome(running, now_ns, bool(shared.expected)))
+            shared.send(route, self._welcome(running, now_ns, running.claimed or bool(shared.expected)))
             self._members.tell_what_to_learn(running)
+            self._queues.say_again(running, now_ns)
             if not running.connected:
                 self._reconnected(running, now_ns)
             return
@@ -426,7 +429,7 @@ class Lockd:
         if session.member is not None:
             shared.send(session.route, View(shared.epoch, self._members.view()))
             self._members.tell_what_to_learn(session)
-        self._queues.recall_again(session, now_ns)
+        self._queues.say_again(session, now_ns)
         shared.send(session.route, Pong(shared.epoch, message.request, now_ns // 1000))
 
     def _contest(self, route: bytes, replica: str, hello: Hello) -> bool:
@@ -510,6 +513,11 @@ class Lockd:
             shared.figures.fault(now_ns, f"{session.host} lost {name}, held under token {format_token(token)}")
             if lock.file and hold.mode == "exclusive":
                 lock.file.clean, lock.file.astray, lock.file.settle_ns = None, True, 0
+        if why.ending == "goodbye":
+            for token, lost in session.broken.items():
+                delayed = shared.locks.get(lost.lock)
+                if delayed is not None and delayed.delays.pop(token, None) is not None:
+                    touched[delayed.name] = delayed  # it has stopped with all that it had
         del shared.sessions[session.id]
         if shared.by_route.get(session.route) is session:
             del shared.by_route[session.route]

@@ -270,7 +270,7 @@ def _locks(shared: Shared, early: Early, name: str, now_ns: int) -> tuple[tuple[
 def _lock(shared: Shared, name: str, asked: list[tuple[Session, Acquire, int]], now_ns: int) -> LockState:
     lock = shared.locks.get(name)
     if lock is None:
-        lock = Lock(name, asked[0][1].kind)
+        lock = Lock(name, asked[0][1].kind, limit=asked[0][1].limit)
     file = lock.file
     holders = [_holder(shared, hold, now_ns) for hold in islice(lock.holds.values(), INSPECT_REPLICAS_MAX)]
     first = next((waiter for waiter in lock.queue.values() if shared.can_be_served(lock, waiter)), None)
@@ -303,7 +303,7 @@ def _lock(shared: Shared, name: str, asked: list[tuple[Session, Acquire, int]], 
         name,
         lock.kind,
         lock.limit,
-        max([_ms(delay.until_ns - now_ns) for delay in lock.delays.values()], default=0),
+        _ms(_delay_end_ns(shared, lock) - now_ns),
         file is None or file.clean is not None,
         newest_of(file) if file is not None else None,
         tuple(holders),
@@ -313,6 +313,12 @@ def _lock(shared: Shared, name: str, asked: list[tuple[Session, Acquire, int]], 
         tuple(replicas),
         outside - len(replicas),
     )
+
+
+def _delay_end_ns(shared: Shared, lock: Lock) -> int:
+    """Return when the lock delay is over: this lock's, or that of all locks without a file after lockd's start."""
+    start_ns = shared.plain_from_ns if lock.file is None else 0
+    return max([start_ns, *[delay.until_ns for delay in lock.delays.values()]])
 
 
 def _holder(shared: Shared, hold: Hold, now_ns: int) -> HolderState:
@@ -337,6 +343,6 @@ def _why(shared: Shared, lock: Lock, waiter: Waiter, is_first: bool, now_ns: int
         return "absent" if lock.file is not None and is_lost(shared, lock.file) else "learning"
     if not is_first:
         return "turn"
-    if lock.delays and not lock.holds:
+    if now_ns < _delay_end_ns(shared, lock) and not (lock.holds and shared.plain_from_ns <= now_ns):
         return "delay"
     return "learner" if lock.file is not None and not lock.holds and now_ns < lock.file.patience[0] else "holder"

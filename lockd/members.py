@@ -143,9 +143,11 @@ class Members:
     def tell_what_to_learn(self, session: Session) -> None:
         """Tell a replica of every file that it is not in sync with."""
         shared = self._shared
-        replica = session.member.replica if session.member else ""
+        if session.member is None:
+            return
+        replica = session.member.replica
         for lock in shared.locks.values():
-            if replica and lock.file and replica not in lock.file.in_sync:
+            if lock.file and replica not in lock.file.in_sync:
                 shared.send(session.route, self._queues.learn(lock, lock.file, replica))
 
     def view(self) -> tuple[Member, ...]:

@@ -4,7 +4,6 @@ Whatever may let somebody through (a release, an end of session, an admission) e
 the front of the queue. A file's lock goes to members of its in-sync set alone; so who is in it is decided here too.
 """
 
-import heapq
 from collections.abc import Iterator
 from itertools import islice, takewhile
 
@@ -43,6 +42,8 @@ class Queues:
         self._shared = shared
         self.early: dict[tuple[int, int], tuple[Acquire, int]] = {}
         """What was asked for, and when, while sessions of the last lockd are expected."""
+        self.early_releases: dict[tuple[int, int], Release] = {}
+        """What was given back meanwhile: of locks that are claimed, and not taken over yet."""
 
     def acquire(self, session: Session, message: Acquire, since_ns: int, now_ns: int) -> None:
         """Take in a request for a lock, asked for at `since_ns`: grant it, let it wait, or refuse it."""
@@ -81,7 +82,7 @@ class Queues:
         if deadline_ns <= now_ns:
             self.wait_over(session, request, now_ns)  # a try waits for nobody, so it closes no cycle
             return
-        heapq.heappush(shared.timers, (deadline_ns, session.id, request, ""))
+        shared.ring(deadline_ns, session.id, request, "")
         if message.converts or message.owner in session.owned:
             self._refuse_deadlocked([waiter], now_ns)
 
@@ -127,7 +128,15 @@ class Queues:
                 lock = self.dequeue(session, waiter.request)
                 shared.fault(now_ns, f"deadlock: {cycle}; {session.host} is refused")
                 self._refuse(session, waiter.request, f"deadlock: {cycle}", "deadlock")
-                self.advance(lock, now_ns)
+                self._without(lock, waiter, now_ns)
+
+    def _without(self, lock: Lock, waiter: Waiter, now_ns: int) -> None:
+        """Go on after a waiter has left the queue without a grant: those behind may fit in now."""
+        self.advance(lock, now_ns)
+        hold = lock.holds.get(waiter.converts)
+        if hold is not None and hold.owner != waiter.owner:
+            # It would have taken over a hold whose own owner may wait for what it keeps from others now.
+            self._refuse_deadlocked(list(lock.queue.values()), now_ns)
 
     def back(self, session: Session, now_ns: int) -> None:
         """Go on with a client whose connection is up again: grant what it waits for, look whether that can end."""
@@ -185,7 +194,7 @@ class Queues:
     def advance(self, lock: Lock, now_ns: int) -> None:
         """Grant to whoever stands first and can be served, as long as that is possible."""
         shared = self._shared
-        if shared.expected or (lock.file is None and now_ns < shared.plain_from_ns):
+        if shared.expected:
             return
         file = lock.file
         if file and not lock.holds:
@@ -195,7 +204,8 @@ class Queues:
         if lock.delays:
             for token in [token for token, delay in lock.delays.items() if delay.until_ns <= now_ns]:
                 del lock.delays[token]
-        while (waiter := self.first(lock)) is not None:
+        delayed = file is None and now_ns < shared.plain_from_ns
+        while not delayed and (waiter := self.first(lock)) is not None:
             mode: Mode = "exclusive" if file and file.clean is None else waiter.mode
             if not lock.admits(mode, waiter.converts):
                 self.recall(lock, waiter.converts)
@@ -243,7 +253,7 @@ class Queues:
         if not learn.sources:
             return False
         file.patience = now_ns + shared.ttl_ns // 3, now_ns + 10 * shared.ttl_ns // 3, learner
-        heapq.heappush(shared.timers, (file.patience[0], 0, 0, lock.name))
+        shared.ring(file.patience[0], 0, 0, lock.name)
         shared.send(shared.by_replica[learner].route, learn)
         return True
 
@@ -329,6 +339,9 @@ class Queues:
         shared = self._shared
         lock = shared.locks.get(message.lock)
         hold = lock.holds.get(message.token) if lock else None
+        if lock is None and session.claimed and shared.expected:
+            self.early_releases.setdefault((session.id, message.request), message)
+            return
         if lock is None or hold is None or hold.session != session.id:
             if session.broken.pop(message.token, None) and lock is not None:
                 lock.delays.pop(message.token, None)  # its holder has stopped
@@ -401,17 +414,25 @@ class Queues:
         shared = self._shared
         self.early.pop((session.id, request), None)
         if request in session.waits:
-            lock = shared.locks[session.waits[request]]
-            if lock.queue[session.id, request].converts:
+            waiter = shared.locks[session.waits[request]].queue[session.id, request]
+            if waiter.converts:
                 self._refuse(session, request, "it was cancelled", "wait")
-            self.advance(self.dequeue(session, request), now_ns)
+            self._without(self.dequeue(session, request), waiter, now_ns)
         elif (token := session.granted.get(request)) is not None:
             lock = shared.locks[session.holds[token]]
             hold = lock.holds[token]
             if not hold.converts:
                 self._take_back(lock, hold)
+                self._refuse_from_now_on(session, request, "it was cancelled", "wait")
                 shared.log("release", lock, hold, now_ns)
                 self.advance(lock, now_ns)
+        elif request not in session.answers:
+            # It was lost with a connection; where it is said again, it comes behind this.
+            self._refuse_from_now_on(session, request, "it was cancelled", "wait")
+
+    def _refuse_from_now_on(self, session: Session, request: int, reason: str, cause: Cause) -> None:
+        """Let a request that comes again be granted no more."""
+        self._shared.keep_answer(session, request, Refused(self._shared.epoch, request, reason, cause))
 
     def recall(self, lock: Lock, but: int = 0) -> None:
         """Ask those who may keep a lock unused to give it back; `but` for the hold under that token."""
@@ -422,18 +443,21 @@ class Queues:
                 shared.figures.recalls += 1
                 shared.send(shared.sessions[hold.session].route, Recall(shared.epoch, lock.name, hold.token))
 
-    def recall_again(self, session: Session, now_ns: int) -> None:
-        """Say again what is recalled and what is broken, over a new connection."""
+    def say_again(self, session: Session, now_ns: int) -> None:
+        """Say again what was taken over, what is recalled and what is lost, over a new connection."""
         shared = self._shared
         for token, name in session.holds.items():
-            if shared.locks[name].holds[token].recalled:
+            hold = shared.locks[name].holds[token]
+            if not hold.request and hold.answer is not None:
+                shared.send(session.route, hold.answer)
+            if hold.recalled:
                 shared.send(session.route, Recall(shared.epoch, name, token))
         for token, lost in session.broken.items():
             shared.send(session.route, lost)
             lock = shared.locks.get(lost.lock)
             if lock is not None and (delay := lock.delays.get(token)) is not None:
                 delay.until_ns = max(delay.until_ns, now_ns + shared.lock_delay_ns)
-                heapq.heappush(shared.timers, (delay.until_ns, 0, 0, lock.name))
+                shared.ring(delay.until_ns, 0, 0, lock.name)
 
     def in_use(self, session: Session, message: InUse, now_ns: int) -> None:
         """Take in who uses a lock that was recalled: it is held by this owner until it is released."""
@@ -459,6 +483,8 @@ class Queues:
         session = shared.sessions[hold.session]
         self._take_back(lock, hold)
         shared.lose(lock, hold, "break", now_ns)
+        if hold.request:
+            self._refuse_from_now_on(session, hold.request, reason, "lost")
         lost = session.broken[hold.token] = Lost(shared.epoch, lock.name, hold.token, reason)
         shared.send(session.route, lost)
         until_ns = session.deadline_ns + shared.lock_delay_ns
@@ -481,12 +507,12 @@ class Queues:
         """Refuse a request that has waited for as long as it wanted to."""
         if request not in session.waits:
             return
+        waiter = self._shared.locks[session.waits[request]].queue[session.id, request]
         lock = self.dequeue(session, request)
-        self._refuse(session, request, f"no grant in time: {self._why(lock, session)}", "wait")
-        # Those behind may go together with the holders that it had to wait for.
-        self.advance(lock, now_ns)
+        self._refuse(session, request, f"no grant in time: {self._why(lock, session, now_ns)}", "wait")
+        self._without(lock, waiter, now_ns)
 
-    def _why(self, lock: Lock, session: Session) -> str:
+    def _why(self, lock: Lock, session: Session, now_ns: int) -> str:
         shared = self._shared
         if lock.holds:
             holders = [
@@ -496,6 +522,8 @@ class Queues:
             if len(lock.holds) > len(holders):
                 holders.append(f"{len(lock.holds) - len(holders)} more")
             return f"{lock.name} is held by {', '.join(holders)}"
+        if lock.file is None and now_ns < shared.plain_from_ns:
+            return f"others may have lost {lock.name} when lockd started anew, and it is kept free for the lock delay"
         if lock.delays:
             return f"{lock.name} was lost by its holder, and is kept free for the lock delay"
         if lock.file and not any(replica in shared.by_replica for replica in lock.file.in_sync):
@@ -560,7 +588,7 @@ class Queues:
         if live:
             file.settler = live[(live.index(file.settler) + 1) % len(live) if file.settler in live else 0]
             file.settle_ns = now_ns + shared.ttl_ns // 3
-            heapq.heappush(shared.timers, (file.settle_ns, 0, 0, lock.name))
+            shared.ring(file.settle_ns, 0, 0, lock.name)
             shared.figures.settles += 1
             shared.send(shared.by_replica[file.settler].route, Settle(shared.epoch, lock.name))
 

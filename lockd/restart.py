@@ -4,7 +4,6 @@ Locks on files are void at once. Locks without a file are for their holders to c
 the last lockd's sessions are back, a ttl at the most. Where the state is lost, it is taken from the replicas.
 """
 
-import heapq
 from collections.abc import Iterable
 from functools import reduce
 
@@ -55,7 +54,7 @@ class Restart:
         self._rebuild_ns = now_ns + shared.ttl_ns
         self._void([t for t, line in self._before.items() if line.lock in shared.locks or not shared.expected], now_ns)
         if shared.expected:
-            heapq.heappush(shared.timers, (now_ns + shared.ttl_ns, 0, 0, ""))
+            shared.ring(now_ns + shared.ttl_ns, 0, 0, "")
             names = ", ".join(sorted(session.name for session in shared.expected.values()))
             shared.emit(Note(f"waiting, {shared.ttl_ns / 1e9:g} s at the most, for the sessions of {names}"))
 
@@ -70,6 +69,10 @@ class Restart:
         if shared.expected:
             return
         self._settle_claims(now_ns)
+        releases, self._queues.early_releases = self._queues.early_releases, {}
+        for (number, _), release in releases.items():
+            if (session := shared.sessions.get(number)) is not None:
+                self._queues.release(session, release, now_ns)
         early, self._queues.early = self._queues.early, {}
         for (number, _), (acquire, since_ns) in early.items():
             if (session := shared.sessions.get(number)) is not None:
@@ -86,7 +89,7 @@ class Restart:
         if shared.lock_delay_ns:
             # Those who are not back may not know yet that their locks without a file are lost.
             shared.plain_from_ns = now_ns + shared.lock_delay_ns
-            heapq.heappush(shared.timers, (shared.plain_from_ns, 0, 1, ""))
+            shared.ring(shared.plain_from_ns, 0, 1, "")
         self.arrived(now_ns, set(shared.expected))
 
     def _void(self, tokens: Iterable[int], now_ns: int) -> None:
@@ -102,6 +105,7 @@ class Restart:
     def claim(self, session: Session, hello: Hello) -> None:
         """Take in which locks without a file a session of the last lockd still holds."""
         shared = self._shared
+        session.claimed = bool(hello.held)
         for held in hello.held:
             lock = shared.locks.get(held.lock)
             if lock is None and token_epoch(held.token) < shared.epoch and not lock_name_problem(held.lock):
@@ -121,7 +125,7 @@ class Restart:
             for token in sorted(live, key=lambda token: (token in self._before, token), reverse=True):
                 number, held = live[token]
                 session = shared.sessions[number]
-                if held.limit != lock.limit or not lock.admits(held.mode):
+                if held.limit != lock.limit or not lock.admits(held.mode) or token in session.holds:
                     self._tell_lost(session, name, token)
                     continue
                 line = self._before.pop(token, None)
@@ -131,15 +135,17 @@ class Restart:
                 )
                 shared.hold(lock, hold)
                 time_us, sticky = now_ns // 1000, held.sticky
-                grant = Grant(shared.epoch, 0, name, token, held.mode, {}, EMPTY, (), (), time_us, sticky)
-                shared.send(session.route, grant)
+                hold.answer = Grant(shared.epoch, 0, name, token, held.mode, {}, EMPTY, (), (), time_us, sticky)
+                shared.send(session.route, hold.answer)
         self._claims.clear()
         self._void(list(self._before), now_ns)
 
     def _tell_lost(self, session: Session, lock: str, token: int) -> None:
         """Tell a client that a lock that it claims is not its own any more."""
         shared = self._shared
-        shared.send(session.route, Lost(shared.epoch, lock, token, "lockd has started anew, and others have it"))
+        lost = Lost(shared.epoch, lock, token, "lockd has started anew, and others have it")
+        session.broken.setdefault(token, lost)
+        shared.send(session.route, lost)
 
     def survived(self, route: bytes, hello: Hello, now_ns: int) -> list[tuple[bytes, Hello]]:
         """Take in a replica of a group whose lockd has lost its state; return all of them when the last is here."""

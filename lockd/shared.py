@@ -3,6 +3,7 @@
 import heapq
 from collections import OrderedDict
 from dataclasses import dataclass, field
+from typing import Final
 
 from common.eventlog import shorten
 from common.grantlog import GrantEvent, GrantLine
@@ -12,6 +13,9 @@ from common.values import Value
 from lockd.effects import Change, Effect, InSyncChanged, LogGrant, Note, Persist, ReplicaSeen, Send, SessionOpened
 from lockd.figures import Ending, Figures, Loss
 from lockd.locks import Delay, Hold, Lock, Waiter
+
+_TIMERS_MIN: Final = 1024
+"""So many timers may always be set."""
 
 
 class Over(Value, frozen=True):
@@ -28,7 +32,7 @@ class Session:
     The timer rings for it at `timer_ns`, which may be before `deadline_ns`; `seen_ns` is when it said something last.
     `waits` and `holds` have the lock by request and by token, `granted` has the token of each hold by its request.
     `waiting` has the request for which each owner waits, `owned` how many locks it holds. `broken` is what the client
-    was told, and has not confirmed yet by a Release.
+    was told, and has not confirmed yet by a Release. `claimed` tells that it has claimed locks after lockd's start.
     """
 
     id: int
@@ -41,6 +45,7 @@ class Session:
     deadline_ns: int
     seen_ns: int
     connected: bool = True
+    claimed: bool = False
     timer_ns: float = float("inf")
     waits: dict[int, str] = field(default_factory=dict)
     holds: dict[int, str] = field(default_factory=dict)
@@ -60,7 +65,7 @@ class Shared:
     `last_seen` is when each replica that has left was heard of last, as far as this lockd knows. `timers` is a heap of
     what is due at (nanoseconds, session, request, lock): a request's wait is over, with request 0 a session's lease,
     with session 0 a lock goes on, and without a lock nobody is expected any more, or with request 1 locks without a
-    file go on.
+    file go on. When it grows beyond `timers_most` those are taken out that nobody waits for.
     """
 
     group: str
@@ -83,6 +88,7 @@ class Shared:
     figures: Figures = field(default_factory=Figures)
     last_seen: dict[str, int] = field(default_factory=dict)
     timers: list[tuple[int, int, int, str]] = field(default_factory=list)
+    timers_most: int = _TIMERS_MIN
     out: list[Effect] = field(default_factory=list)
 
     @property
@@ -105,10 +111,14 @@ class Shared:
 
     def answer(self, session: Session, request: int, message: FromLockd) -> None:
         """Answer a request, and keep the answer for when it comes again."""
+        self.keep_answer(session, request, message)
+        self.emit(Send(session.route, message))
+
+    def keep_answer(self, session: Session, request: int, message: FromLockd) -> None:
+        """Keep what a request is to be answered by when it comes, or comes again."""
         session.answers[request] = message
         if len(session.answers) > ANSWERS_KEPT_MAX:
             session.answers.popitem(last=False)
-        self.emit(Send(session.route, message))
 
     def fault(self, now_ns: int, text: str) -> None:
         """Note what is no ordinary life, and keep it among the newest faults."""
@@ -172,11 +182,24 @@ class Shared:
             return session.connected
         return session.member is not None and session.member.replica in lock.file.in_sync
 
+    def ring(self, at_ns: int, session: int, request: int, lock: str) -> None:
+        """Have the timer ring at `at_ns`, for what the other values say in `timers`."""
+        heapq.heappush(self.timers, (at_ns, session, request, lock))
+        if len(self.timers) > self.timers_most:
+            # Of most waits nothing is left long before their time is over.
+            self.timers = [each for each in self.timers if self._is_due(each[1], each[2])]
+            heapq.heapify(self.timers)
+            self.timers_most = max(_TIMERS_MIN, 2 * len(self.timers))
+
+    def _is_due(self, number: int, request: int) -> bool:
+        session = self.sessions.get(number)
+        return not number or (session is not None and (not request or request in session.waits))
+
     def delay(self, lock: Lock, token: int, delay: Delay) -> None:
         """Grant a lock to nobody until its last holder has stopped, whether it hears of its loss or not."""
         if delay.until_ns > 0 and lock.file is None:
             lock.delays[token] = delay
-            heapq.heappush(self.timers, (delay.until_ns, 0, 0, lock.name))
+            self.ring(delay.until_ns, 0, 0, lock.name)
 
     def lose(self, lock: Lock, hold: Hold, loss: Loss, now_ns: int) -> None:
         """Count and log that a lock is lost."""

@@ -5,8 +5,32 @@ from itertools import pairwise
 import pytest
 
 from common.limits import SEMAPHORE_MAX
-from common.messages import Cancel, Grant, Ping, Refused
-from tests.test_lockd_core import Desk, Guest
+from common.messages import (
+    Break,
+    Broken,
+    CallBack,
+    CalledBack,
+    Cancel,
+    Goodbye,
+    Grant,
+    Held,
+    Inspect,
+    Inspection,
+    InUse,
+    LockState,
+    Lost,
+    Mode,
+    Ping,
+    Recall,
+    Refused,
+    Release,
+    Released,
+    Resume,
+)
+from common.records import EMPTY
+from common.tokens import make_token
+from lockd.effects import Durable, Persist, SessionOpened
+from tests.test_lockd_core import EPOCHS, GROUP, TTL_NS, Desk, Guest, S
 
 
 @pytest.fixture
@@ -337,3 +361,350 @@ def test_a_client_that_is_back_is_refused_the_wait_that_closes_a_cycle_now(desk:
     b.want("x")
     a.say(Ping, 90)
     assert refused(a).startswith("a waits for z, held by b")
+
+
+def test_a_conversion_that_is_given_up_leaves_the_hold_to_an_owner_who_waits_for_itself(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    first, second = a.have("door", "shared", owner=2), b.have("door", "shared")
+    request = a.want("door", owner=1, converts=first)
+    a.want("door", owner=2)
+    assert not a.all(Refused), "the first owner has it before"
+    a.say(Cancel, request)
+    cancelled, deadlocked = a.all(Refused)
+    assert (cancelled.request, deadlocked.cause) == (request, "deadlock")
+    b.give("door", second)
+    assert holders(desk, "door") == [("a", "shared")]
+
+
+# Locks that are kept
+
+
+def test_a_lock_is_kept_until_somebody_wants_it(desk: Desk) -> None:
+    a, b, c = plain(desk, "abc")
+    a.want("door", sticky=True)
+    grant = a.got(Grant)
+    assert grant.sticky
+    b.want("door", sticky=True)
+    c.want("door")
+    recall = a.got(Recall)
+    assert (recall.lock, recall.token) == ("door", grant.token)
+    a.give("door", grant.token)
+    assert not b.got(Grant).sticky, "c waits already"
+    assert desk.core.figures.recalls == 1
+
+
+def test_readers_keep_a_lock_together_and_all_of_them_are_asked(desk: Desk) -> None:
+    a, b, c = plain(desk, "abc")
+    tokens = [guest.have("door", "shared", sticky=True) for guest in (a, b)]
+    assert not [*a.all(Recall), *b.all(Recall)]
+    c.want("door")
+    assert [guest.got(Recall).token for guest in (a, b)] == tokens
+    a.give("door", tokens[0])
+    assert not c.all(Grant)
+    b.say(InUse, tokens[1], 5)
+    assert not c.all(Grant)
+    b.give("door", tokens[1])
+    c.got(Grant)
+
+
+def test_a_kept_lock_is_in_no_cycle_until_its_client_says_who_uses_it(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    token = a.have("door", sticky=True)
+    b.have("gate")
+    a.want("gate", owner=7)
+    b.want("door")
+    assert not b.all(Refused)
+    assert a.got(Recall).token == token
+    a.say(InUse, token, 7)
+    assert refused(b) == "b waits for door, held by a under token 1.1; a waits for gate, held by b under token 1.2"
+    a.say(InUse, token, 7)
+    a.say(InUse, token + 1, 7)
+    assert holders(desk, "door") == [("a", "exclusive")]
+
+
+def test_a_recall_is_said_again_over_a_new_connection(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    token = a.have("door", sticky=True)
+    desk.disconnect(a)
+    b.want("door")
+    a.forget()
+    a.say(Resume, 90)
+    assert a.got(Recall).token == token
+    a.give("door", token)
+    b.got(Grant)
+
+
+def test_an_operator_calls_back_what_is_kept_unused(desk: Desk) -> None:
+    a, b, c = plain(desk, "abc")
+    token = a.have("door", sticky=True)
+    b.have("gate")
+    c.say(CallBack, 90, "door")
+    assert (c.got(CalledBack).hosts, a.got(Recall).token) == (("a",), token)
+    c.say(CallBack, 91, "gate")
+    assert c.got(CalledBack).others == ("b",)
+    c.say(CallBack, 92, "hall")
+    assert c.got(Refused).reason == "hall is held by nobody"
+
+
+# Locks that are lost
+
+
+def test_a_lost_lock_is_granted_to_nobody_for_the_lock_delay() -> None:
+    desk = Desk(lock_delay_ns=2 * S)
+    a, b = plain(desk, "ab")
+    a.have("door")
+    b.want("door")
+    desk.disconnect(a)
+    for _ in range(4):
+        desk.pass_time(S)
+        b.say(Ping, 90)
+    (lock,) = inspected(desk, b)
+    assert (lock.delay_ms, [each.why for each in lock.queue]) == (900, ["delay"])
+    desk.pass_time(S * 9 // 10 - 1)
+    assert not b.all(Grant)
+    desk.pass_time(1)
+    b.got(Grant)
+
+
+def inspected(desk: Desk, guest: Guest) -> tuple[LockState, ...]:
+    """Return what an Inspection tells of all locks."""
+    guest.forget()
+    desk.pass_time(S // 10)
+    desk.send(guest.route, Inspect(1, ""))
+    return guest.got(Inspection).locks
+
+
+def test_who_says_goodbye_has_stopped() -> None:
+    desk = Desk(lock_delay_ns=2 * S)
+    a, b, c = plain(desk, "abc")
+    token = a.have("door")
+    a.have("gate")
+    b.want("door")
+    b.want("gate", owner=2)
+    c.say(Break, 90, "door", token)
+    assert not b.all(Grant)
+    a.say(Goodbye)
+    assert [grant.lock for grant in b.all(Grant)] == ["gate", "door"]
+
+
+def test_a_reader_goes_with_lost_readers_and_a_lost_place_of_a_semaphore_stays_taken() -> None:
+    desk = Desk(lock_delay_ns=2 * S)
+    a, b, c = plain(desk, "abc")
+    a.have("door", "shared")
+    a.have("pool", "shared", limit=2)
+    token = b.have("door", "shared")
+    desk.pass_time(TTL_NS - 1)
+    b.say(Ping, 90)
+    c.say(Ping, 90)
+    desk.pass_time(1)
+    c.have("door", "shared")
+    c.have("pool", "shared", limit=2, owner=2)
+    b.want("pool", "shared", limit=2)
+    b.want("door", converts=token, owner=2)
+    assert not b.all(Grant)
+    b.say(Cancel, b.requests)
+    b.forget()
+    desk.pass_time(2 * S)
+    assert b.got(Grant).lock == "pool"
+
+
+def test_what_an_operator_breaks_is_free_when_its_holder_has_stopped() -> None:
+    desk = Desk(lock_delay_ns=2 * S)
+    a, b, c = plain(desk, "abc")
+    token = a.have("door", "shared")
+    other = b.have("door", "shared")
+    c.want("door")
+    c.say(Break, 90, "door", token + 5)
+    assert c.got(Refused).reason == "door is not held under token 1.6, but under 1.1, 1.2"
+    c.say(Break, 91, "door", token)
+    c.say(Break, 91, "door", token)
+    first, again = c.all(Broken)
+    assert first == again
+    assert (first.host, first.delay_ms) == ("a", 5000)
+    assert (a.got(Lost).token, holders(desk, "door")) == (token, [("b", "shared")])
+    b.give("door", other)
+    assert not c.all(Grant)
+    assert not a.give("door", token).current
+    c.got(Grant)
+
+
+def test_what_an_operator_breaks_is_free_when_its_holder_cannot_go_on() -> None:
+    desk = Desk(lock_delay_ns=2 * S)
+    a, c = plain(desk, "ac")
+    token = a.have("door")
+    c.want("door")
+    desk.pass_time(S)
+    c.say(Break, 90, "door", token)
+    desk.disconnect(a)
+    for _ in range(3):
+        desk.pass_time(S)
+        c.say(Ping, 91)
+    assert not c.all(Grant)
+    desk.pass_time(S)
+    c.got(Grant)
+
+
+# Answers that are lost
+
+
+def test_a_broken_lock_is_not_granted_again_to_who_has_not_heard_of_its_grant(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    request = a.want("door")
+    token = a.got(Grant).token
+    desk.disconnect(a)
+    b.say(Break, 90, "door", token)
+    a.forget()
+    a.want("door", request=request)
+    assert (a.got(Refused).cause, a.all(Grant), a.all(Lost)) == ("lost", [], [])
+    a.say(Resume, 91)
+    assert a.got(Lost).token == token
+    a.give("door", token)
+    a.say(Resume, 92)
+    assert not a.all(Lost)
+
+
+@pytest.mark.parametrize("came", [True, False])
+def test_a_cancelled_request_is_not_granted_when_it_is_said_again(desk: Desk, came: bool) -> None:
+    a, b = plain(desk, "ab")
+    request = 50
+    if came:
+        a.want("door", request=request)
+        a.forget()
+    desk.disconnect(a)
+    a.say(Cancel, request)
+    a.want("door", request=request)
+    assert a.got(Refused).reason == "it was cancelled"
+    b.have("door")
+
+
+def test_a_request_that_waits_stands_once_in_the_queue_however_often_it_is_said(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    token = a.have("door")
+    request = b.want("door")
+    desk.disconnect(b)
+    b.want("door", request=request)
+    b.want("door", request=request)
+    a.give("door", token)
+    grant = b.got(Grant)
+    b.want("door", request=request)
+    assert b.got(Grant) == grant
+    b.give("door", grant.token)
+    assert not desk.core.locks
+
+
+def test_refusals_are_said_again(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    token = a.have("door")
+    request = b.want("door", wait_ms=0)
+    first = b.got(Refused)
+    a.give("door", token)
+    b.want("door", wait_ms=0, request=request)
+    assert b.got(Refused) == first
+
+
+# A restart of lockd
+
+
+def restarted(lock_delay_ns: int = 0, *names: str) -> Desk:
+    """Return lockd in its second epoch; sessions of these clients, without replicas, were open."""
+    sessions = {number: SessionOpened(number, name, "") for number, name in enumerate(names, 1)}
+    desk = Desk(Durable(GROUP, 2, EPOCHS, len(names), {}, {}, sessions), lock_delay_ns)
+    desk.begin()
+    return desk
+
+
+def had(lock: str, counter: int, mode: Mode = "exclusive", limit: int = 0, sticky: bool = False) -> Held:
+    return Held(lock, make_token(1, counter), mode, 1, limit, sticky)
+
+
+def test_claims_are_kept_with_their_owner_limit_and_stickiness() -> None:
+    desk = restarted(0, "a", "b", "c")
+    a = desk.join("a", plain=True, held=(had("door", 1), had("gate", 2, sticky=True)))
+    b = desk.join("b", plain=True, held=(had("pool", 3, "shared", 2), had("door", 4)))
+    assert {grant.lock for grant in a.all(Grant)} == set()
+    desk.join("c", plain=True, held=(had("pool", 5, "shared", 2), had("pool", 6, "shared", 2)))
+    assert [grant.lock for grant in a.all(Grant)] == ["gate"]
+    assert (a.got(Lost).token, b.all(Lost)[0].token) == (had("door", 1).token, had("pool", 3, "shared", 2).token)
+    assert desk.core.locks["pool"].limit == 2
+    b.want("gate")
+    assert a.got(Recall).token == had("gate", 2).token
+    a.say(InUse, had("gate", 2).token, 1)
+    a.want("door")
+    assert refused(a) == "a waits for door, held by b under token 1.4; b waits for gate, held by a under token 1.2"
+
+
+@pytest.mark.parametrize("how", ["hello", "resume"])
+def test_who_is_not_told_what_became_of_its_claims_is_told_again(how: str) -> None:
+    desk = restarted(0, "a", "b")
+    a = Guest(desk, "a")
+    a.hello(plain=True, held=(had("door", 1), had("gate", 1, "shared")))
+    assert a.welcome().claimed
+    desk.disconnect(a)
+    desk.pass_time(S // 2)
+    desk.join("b", plain=True, held=(had("gate", 2),))
+    a.forget()
+    if how == "hello":
+        a.requests -= 1
+        a.hello(plain=True, held=(had("door", 1), had("gate", 1, "shared")))
+        assert a.welcome().claimed
+    else:
+        a.say(Resume, 90)
+    assert (a.all(Grant)[0].token, a.all(Lost)[0].lock) == (had("door", 1).token, "gate")
+
+
+def test_what_is_claimed_keeps_its_lease_and_can_be_given_back_or_converted() -> None:
+    desk = restarted(0, "a", "b")
+    a = desk.join("a", plain=True, held=(had("door", 1), had("gate", 2)))
+    desk.disconnect(a)
+    desk.pass_time(S)
+    a.requests += 1
+    a.say(Release, a.requests, "door", had("door", 1).token, EMPTY, {}, False, (), True)
+    a.want("gate", "shared", converts=had("gate", 2).token)
+    assert not [*a.all(Released), *a.all(Refused)]
+    b = desk.join("b", plain=True)
+    assert a.got(Released).current
+    assert [(grant.lock, grant.mode) for grant in a.all(Grant)][-1] == ("gate", "shared")
+    b.have("door")
+
+
+def test_nobody_is_granted_for_the_lock_delay_what_those_who_are_not_back_may_hold() -> None:
+    desk = restarted(2 * S, "a", "b")
+    b = desk.join("b", plain=True)
+    b.want("door")
+    desk.pass_time(TTL_NS - 1)
+    b.say(Ping, 90)
+    desk.pass_time(1)
+    assert not b.all(Grant)
+    b.want("gate", wait_ms=0, owner=2)
+    assert "kept free for the lock delay" in b.got(Refused).reason
+    (lock,) = inspected(desk, b)
+    assert (lock.delay_ms, [each.why for each in lock.queue]) == (1900, ["delay"])
+    desk.pass_time(2 * S)
+    b.got(Grant)
+
+
+# Many at once
+
+
+def test_sessions_that_end_together_end_with_one_change_of_the_state(desk: Desk) -> None:
+    guests = [desk.join(f"c{number}", plain=True) for number in range(600)]
+    guests[0].have("door")
+    for guest in guests[1:]:
+        guest.want("door")
+    desk.effects = []
+    desk.pass_time(TTL_NS)
+    sizes = [len(effect.changes) for effect in desk.effects if isinstance(effect, Persist)]
+    assert sizes == [250, 250, 100]
+    assert not desk.core.sessions and not desk.core.locks and not desk.core.waiters
+    assert not [text for _, text in desk.core.figures.faults if "stalled" in text]
+
+
+def test_waits_that_are_over_leave_no_timers(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    token = a.have("door")
+    for guest in (b, a) * 5000:
+        guest.want("door", wait_ms=3_600_000)
+        other = a if guest is b else b
+        other.give("door", token)
+        token = guest.got(Grant).token
+    assert len(desk.core._shared.timers) < 3000
