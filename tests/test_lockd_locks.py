@@ -26,6 +26,7 @@ from common.messages import (
     Release,
     Released,
     Resume,
+    Welcome,
 )
 from common.records import EMPTY
 from common.tokens import make_token
@@ -708,3 +709,14 @@ def test_waits_that_are_over_leave_no_timers(desk: Desk) -> None:
         other.give("door", token)
         token = guest.got(Grant).token
     assert len(desk.core._shared.timers) < 3000
+
+
+def test_who_takes_the_place_of_a_session_that_ends_in_the_same_moment_comes_in(desk: Desk) -> None:
+    (early,) = plain(desk, "p")
+    a = desk.join("a")
+    late = Guest(desk, "p", early.incarnation, requests=early.requests)
+    late.hello(replica=a.replica, start_count=2)
+    assert not late.all(Welcome), "the older process may be alive"
+    desk.pass_time(TTL_NS)
+    assert late.welcome().replica == a.replica
+    assert [session.name for session in desk.core.sessions.values()] == ["p"]
