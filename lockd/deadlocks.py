@@ -6,9 +6,10 @@ ends is found by reduction (Holt, "Some deadlock properties of computer systems"
 will give back what it holds; whoever can be granted then will give back, too; who is left is deadlocked. That is exact
 for exclusive and shared locks, for conversions and for semaphores, of which any one holder's end suffices.
 
-What is not known to be held by one who waits counts as given back in time: a hold without an owner, one that its client
-may keep unused, and everything of a client whose connection is down. So no alarm is false; a client that comes back is
-looked at again, and so are those who wait for a hold that is said to be in use.
+What is not known to be held by one who waits counts as given back in time: a hold without an owner, or one that a
+request without an owner converts; one that its client may keep unused; everything of a client whose connection is
+down. So no alarm is false; a client that comes back is looked at again, and so are those who wait for a hold that is
+said to be in use, or that is not converted after all.
 """
 
 from collections.abc import Iterator
@@ -121,7 +122,7 @@ def _go_on(found: _Reduction, queue: _Queue) -> bool:
             if any(_in_the_way(queue, waiter)):
                 break
             del found.stuck[owner]
-        queue.holds.pop(waiter.converts, None)  # another owner's, perhaps: it is the waiter's then
+        queue.holds.pop(waiter.converts, None)  # another owner's, perhaps: it is not that one's then
         queue.done += 1
     return queue.done > before
 

@@ -123,10 +123,11 @@ def never_served(numbers: set[int], locks: Locks, down: frozenset[int]) -> set[i
         seen.add(key)
         waiting = {wants.who for lock in now.values() for wants in lock.queue if wants.who[1]}
         for name, lock in now.items():
+            taken = [wants.converts for wants in lock.queue if not wants.who[1]]  # whose they will be nobody tells
             changed = [
                 lock._replace(holds=tuple([each for each in lock.holds if each is not has]))
                 for has in lock.holds
-                if has.who not in waiting or not has.sure or has.who[0] in down
+                if has.who not in waiting or not has.sure or has.who[0] in down or has.number in taken
             ]
             changed += [
                 lock._replace(queue=tuple([each for each in lock.queue if each is not wants]))
