@@ -53,6 +53,9 @@ class Restart:
         shared = self._shared
         self._rebuild_ns = now_ns + shared.ttl_ns
         self._void([t for t, line in self._before.items() if line.lock in shared.locks or not shared.expected], now_ns)
+        if shared.epoch > 1:
+            # Which locks the last lockd had lost shortly before, and kept free, nothing tells.
+            self._delay_plain(now_ns)
         if shared.expected:
             shared.ring(now_ns + shared.ttl_ns, 0, 0, "")
             names = ", ".join(sorted(session.name for session in shared.expected.values()))
@@ -86,11 +89,16 @@ class Restart:
         shared.figures.sessions_ended["absent"] += len(shared.expected)
         names = ", ".join(sorted(session.name for session in shared.expected.values()))
         shared.figures.fault(now_ns, f"not back after lockd's start: {names}")
+        # Those who are not back may not know yet that their locks without a file are lost.
+        self._delay_plain(now_ns)
+        self.arrived(now_ns, set(shared.expected))
+
+    def _delay_plain(self, now_ns: int) -> None:
+        """Grant locks without a file to nobody for the lock delay; who has one keeps it."""
+        shared = self._shared
         if shared.lock_delay_ns:
-            # Those who are not back may not know yet that their locks without a file are lost.
             shared.plain_from_ns = now_ns + shared.lock_delay_ns
             shared.ring(shared.plain_from_ns, 0, 1, "")
-        self.arrived(now_ns, set(shared.expected))
 
     def _void(self, tokens: Iterable[int], now_ns: int) -> None:
         """Log the end of holds that the last lockd had granted."""

@@ -684,6 +684,18 @@ def test_nobody_is_granted_for_the_lock_delay_what_those_who_are_not_back_may_ho
     b.got(Grant)
 
 
+def test_the_lock_delays_of_the_last_lockd_hold_over_its_restart() -> None:
+    desk = restarted(2 * S, "b")
+    b = desk.join("b", plain=True, held=(had("gate", 2),))
+    assert b.got(Grant).lock == "gate", "what it has it keeps"
+    b.want("door")
+    desk.pass_time(2 * S - 1)
+    b.say(Ping, 90)
+    assert not b.all(Grant), "its holder may have been lost just before"
+    desk.pass_time(1)
+    assert b.got(Grant).lock == "door"
+
+
 # Many at once
 
 
