@@ -93,11 +93,14 @@ def _reduce(shared: Shared, first: str) -> _Reduction:
             continue
         lock = shared.locks[name]
         queue = found.queues[name] = _Queue(lock, list(lock.queue.values()), {})
+        loose: set[int] = set()
         for waiter in queue.waiters:
             if waiter.owner and shared.can_be_served(lock, waiter):
                 found.stuck[waiter.session, waiter.owner] = waiter
+            else:
+                loose.add(waiter.converts)
         for token, hold in lock.holds.items():
-            if (other := _wait_of(shared, hold)) is not None:
+            if token not in loose and (other := _wait_of(shared, hold)) is not None:
                 names.append(other)
                 queue.holds[token] = hold
     changed = True
@@ -122,7 +125,7 @@ def _go_on(found: _Reduction, queue: _Queue) -> bool:
             if any(_in_the_way(queue, waiter)):
                 break
             del found.stuck[owner]
-        queue.holds.pop(waiter.converts, None)  # another owner's, perhaps: it is not that one's then
+        queue.holds.pop(waiter.converts, None)  # another owner's, perhaps: it is the waiter's then
         queue.done += 1
     return queue.done > before
 
