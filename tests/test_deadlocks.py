@@ -370,7 +370,7 @@ class Schedule:
         name, _ = self.model.lock_of(has.number)
         self.group.numbers += 1
         token = self.group.tokens[has.number]
-        self.group.say(has.who[0], Release, self.group.numbers, name, token, EMPTY, {}, False, (), False)
+        self.group.say(has.who[0], Release, self.group.numbers, name, token, EMPTY, {}, False, (), False, False)
         self.model.give(has.number)
 
     def answer(self, has: Has) -> None:

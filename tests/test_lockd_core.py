@@ -242,7 +242,7 @@ class Guest:
     def give(self, lock: str, token: int) -> Released:
         """Release a lock without a file; return the answer."""
         self.requests += 1
-        self.say(Release, self.requests, lock, token, EMPTY, {}, False, (), True)
+        self.say(Release, self.requests, lock, token, EMPTY, {}, False, (), True, False)
         return self.got(Released)
 
     def granted(self, lock: str, mode: Mode = "exclusive", kind: Kind = "file") -> Grant:

@@ -608,7 +608,9 @@ def test_refusals_are_said_again(desk: Desk) -> None:
 
 def restarted(lock_delay_ns: int = 0, *names: str) -> Desk:
     """Return lockd in its second epoch; sessions of these clients, without replicas, were open."""
-    sessions = {number: SessionOpened(number, name, "") for number, name in enumerate(names, 1)}
+    sessions = {
+        number: SessionOpened(number, name, "", f"{name.encode().hex():f<16}") for number, name in enumerate(names, 1)
+    }
     desk = Desk(Durable(GROUP, 2, EPOCHS, len(names), {}, {}, sessions), lock_delay_ns)
     desk.begin()
     return desk
@@ -659,7 +661,7 @@ def test_what_is_claimed_keeps_its_lease_and_can_be_given_back_or_converted() ->
     desk.disconnect(a)
     desk.pass_time(S)
     a.requests += 1
-    a.say(Release, a.requests, "door", had("door", 1).token, EMPTY, {}, False, (), True)
+    a.say(Release, a.requests, "door", had("door", 1).token, EMPTY, {}, False, (), True, False)
     a.want("gate", "shared", converts=had("gate", 2).token)
     assert not [*a.all(Released), *a.all(Refused)]
     b = desk.join("b", plain=True)

@@ -111,7 +111,7 @@ class Client:
     def give(self, lock: str, token: int) -> None:
         """Give a lock back, and wait for no answer."""
         self.requests += 1
-        self.tell(Release(1, self.session, self.requests, lock, token, EMPTY, {}, False, (), False))
+        self.tell(Release(1, self.session, self.requests, lock, token, EMPTY, {}, False, (), False, False))
 
     def cancel(self, request: int) -> None:
         """Wait for a lock no more; what converts a hold is answered all the same."""
@@ -198,7 +198,7 @@ class Storm:
             if chance.random() < 0.5:
                 client.give(lock, token)
             else:
-                client.ask(Release, lock, token, EMPTY, {}, False, (), True)
+                client.ask(Release, lock, token, EMPTY, {}, False, (), True, False)
         elif what < 0.78:
             self._break(client)
         else:
