@@ -27,14 +27,10 @@ def _configure(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
     return socket
 
 
-def listener(context: zmq.Context[zmq.Socket[bytes]], *, handover: bool = False) -> zmq.Socket[bytes]:
-    """Return a ROUTER to bind: what cannot be sent is an error to see, never dropped in silence.
-
-    With `handover` whoever comes back is let in at once, though the old connection may not be known to be dead.
-    """
+def listener(context: zmq.Context[zmq.Socket[bytes]]) -> zmq.Socket[bytes]:
+    """Return a ROUTER to bind: what cannot be sent is an error to see, never dropped in silence."""
     socket = _configure(context.socket(zmq.ROUTER))
     socket.set(zmq.ROUTER_MANDATORY, 1)
-    socket.set(zmq.ROUTER_HANDOVER, int(handover))
     return socket
 
 
@@ -61,55 +57,24 @@ def send(socket: zmq.Socket[bytes], *frames: bytes) -> None:
     _send(socket, frames[-1], _LAST)
 
 
-def receive(socket: zmq.Socket[bytes], *, routed: bool = True, wait: bool = False) -> list[bytes]:
+def receive(socket: zmq.Socket[bytes], *, routed: bool = True) -> list[bytes]:
     """Return the frames of the next message, of a ROUTER's (`routed`) two at least, and three at most.
 
     No message of ours has more; the others, a stranger's, are let go.
 
-    Raises zmq.Again when there is none (`wait`: within RCVTIMEO).
+    Raises zmq.Again when there is none.
     """
-    flags = 0 if wait else _LAST
     frames: list[bytes] = []
     if routed:
-        frames.append(socket.recv(flags))
-        flags = _LAST
-    _rest(socket, frames, flags)
-    return frames
-
-
-def receive_from(socket: zmq.Socket[bytes], *, wait: bool = False) -> tuple[list[bytes], int]:
-    """Return what `receive` does, of a ROUTER, and the number of the connection that it came along.
-
-    That number is -1 where the peer speaks so old a protocol that libzmq does not know.
-    """
-    frames = [socket.recv(0 if wait else _LAST)]
-    frame = _rest(socket, frames, _LAST)
-    try:
-        return frames, int(frame.get(zmq.SRCFD))
-    except zmq.ZMQError:
-        return frames, -1
-
-
-def _rest(socket: zmq.Socket[bytes], frames: list[bytes], flags: int) -> zmq.Frame:
-    """Append the message's frames from here on; return the first of them."""
+        frames.append(socket.recv(_LAST))
     # A Frame knows whether it is the last: cheaper than to ask the socket.
-    first = frame = socket.recv(flags, copy=False)
+    frame = socket.recv(_LAST, copy=False)
     frames.append(frame.bytes)
     while frame.more:
         frame = socket.recv(_LAST, copy=False)
         if len(frames) < _FRAMES_MAX:
             frames.append(frame.bytes)
-    return first
-
-
-def disconnections(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:
-    """Return the monitor of a listener: `gone` reads from it which connections went down."""
-    return socket.get_monitor_socket(zmq.EVENT_DISCONNECTED)
-
-
-def gone(monitor: zmq.Socket[bytes]) -> list[int]:
-    """Return the numbers of the connections that went down since the last call."""
-    return [value for _, value in _events(monitor)]
+    return frames
 
 
 def connections(socket: zmq.Socket[bytes]) -> zmq.Socket[bytes]:

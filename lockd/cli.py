@@ -67,25 +67,24 @@ def lockd(
         address = None if metrics is None else parse_address(metrics)
     except ValueError as error:
         raise wrong_use(f"--metrics {metrics}: {error}") from None
-    from common.signals import Signals
+    from common.stopping import Stop
     from lockd.server import Server
     from lockd.state import StateError
 
-    signals = Signals()
+    stop = Stop()
     served, where = None, ""
     if address is not None:
         from common.metrics import Metrics
 
         served = Metrics(*address)  # first: where it cannot be had nothing has happened yet
         where = f", metrics on {served.url}"
-    server = Server(bind, Path(data), ttl_ns, lock_delay_ns, rebuild or 0)
+    server = Server(stop, bind, Path(data), ttl_ns, lock_delay_ns, rebuild or 0)
     if served is not None:
         from lockd.metrics import LockdMetrics
 
         served.serve(LockdMetrics(server.core, server.clock))
     try:
         server.serve(
-            signals,
             ready=lambda line: print(line + where, flush=True),
             waits=lambda line: print(f"lockd: {line}", file=sys.stderr),
         )

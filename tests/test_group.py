@@ -17,6 +17,7 @@ from client.cli import main
 from client.directory import take
 from client.effects import Persist
 from client.journal import FatalStorageError, Journal
+from client.operator import inspect
 from common.errors import EXIT_CRASHED, EXIT_OK, EXIT_REFUSED, EXIT_UNKNOWN
 from common.eventlog import HEADER, Event, parse_event
 from common.limits import FRAME_BYTES_MAX
@@ -551,6 +552,8 @@ def pausing(
     a, b = group.serving("a"), group.serving("b")
     group.op("a", "write", "one")
     until(lambda: not has_connection(a), "that order is over")
+    if stopped != "b":
+        give_back(group)
     (b if stopped == "b" else lockd).send(signal.SIGSTOP)
     more = ["two"] if verb == "write" else []
     op = group.start("client", verb, "notes.txt", *more, "--data", "a", "--wait", wait)
@@ -559,6 +562,12 @@ def pausing(
     else:
         until(lambda: has_connection(a), "the order has come")
     return lockd, a, b, op
+
+
+def give_back(group: Group) -> None:
+    """Have the lock given back that is kept for the next op, so that this one needs lockd."""
+    group.ok("recall", "notes.txt")
+    until(lambda: not inspect(group.endpoint, "notes.txt").locks[0].holders, "the lock is free")
 
 
 def has_connection(child: Child) -> bool:

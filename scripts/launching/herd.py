@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Protocol
 
-from common.signals import Signals
+from common.stopping import Stop
 from scripts.launching.processes import Child
 
 
@@ -37,7 +37,7 @@ class Herd:
         self.up: dict[str, Child] = {}
         self._children: list[Child] = []
         self._a_child_ended = False
-        self._signals = Signals()
+        self._signals = Stop()
         signal.signal(signal.SIGCHLD, _note)
         if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
             signal.signal(signal.SIGHUP, _note)

@@ -1,0 +1,283 @@
+"""lockd's connections: a ROUTER that speaks ZeroMQ's wire protocol itself, in the one thread that serves.
+
+libzmq reads and writes in a thread of its own, and wakes ours for each message and its own for each answer. On one
+machine these wake-ups are most of what a lock costs; here a message is read, served and answered by one thread. A
+connection that goes down is told of at once. Who comes back under its routing id takes its place.
+"""
+
+import errno
+import os
+import select
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from common.limits import FRAME_BYTES_MAX
+from common.zmtp import COMMAND, GREETING, MORE, Frames, WrongWire, framed, pong, properties, ready
+
+_CHUNK: Final = 1 << 16
+_BACKLOG: Final = 1024
+_ACCEPTS_MAX: Final = 64
+_EVENTS_MAX: Final = 256
+_PARTS_MAX: Final = 3
+_ROUTE_BYTES_MAX: Final = 255
+_HANDSHAKE_S: Final = 30.0
+_PAUSE_S: Final = 1.0
+"""Where the system has no descriptor left, nobody is let in for so long."""
+_LINGER_S: Final = 0.2
+
+
+class Unreachable(Exception):
+    """Nobody is connected under this route."""
+
+
+class Full(Exception):
+    """Who is connected under this route does not read what it is sent."""
+
+
+class _Peer:
+    """One connection. `route` is "" until it is known; `unsent` waits until the system takes it."""
+
+    __slots__ = ("began_s", "frames", "parts", "route", "socket", "unsent")
+
+    def __init__(self, connection: socket.socket) -> None:
+        self.socket = connection
+        self.frames = Frames()
+        self.route = b""
+        self.parts: list[bytes] = []
+        self.unsent = bytearray()
+        self.began_s = time.monotonic()
+
+
+class Listener:
+    """Bound endpoints, and everybody connected to them."""
+
+    def __init__(self, wake: int) -> None:
+        """Begin with none; a readable descriptor `wake` ends a wait."""
+        self._poll = select.epoll()
+        self._poll.register(wake, select.EPOLLIN)
+        self._doors: dict[int, socket.socket] = {}
+        self._peers: dict[int, _Peer] = {}
+        self._routes: dict[bytes, _Peer] = {}
+        self._strangers: dict[int, _Peer] = {}
+        self._closed_until_s = 0.0
+        self._unnamed = 0
+        self._paths: list[Path] = []
+
+    def bind(self, endpoint: str) -> str:
+        """Listen on an endpoint, `tcp://HOST:PORT`, a port `*` being a free one, or `ipc://PATH`; return it as it is.
+
+        Raises OSError.
+        """
+        if endpoint.startswith("ipc://"):
+            name = endpoint.removeprefix("ipc://")
+            door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            try:
+                if not name.startswith("@"):
+                    if _answers(door, name):
+                        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+                    Path(name).unlink(missing_ok=True)
+                door.bind("\0" + name[1:] if name.startswith("@") else name)
+                if not name.startswith("@"):
+                    self._paths.append(Path(name))
+                return self._open(door, endpoint)
+            except BaseException:
+                door.close()
+                raise
+        host, _, port = endpoint.removeprefix("tcp://").rpartition(":")
+        door = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        try:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            door.bind(("0.0.0.0" if host == "*" else host, 0 if port == "*" else int(port)))
+            return self._open(door, "tcp://{}:{}".format(*door.getsockname()))
+        except BaseException:
+            door.close()
+            raise
+
+    def events(self, wait_s: float) -> Iterator[tuple[bytes, list[bytes] | None]]:
+        """Wait for so many seconds at the most, then yield what has come: a route and the parts of a message.
+
+        None instead of parts tells that the connection is down.
+        """
+        if self._closed_until_s and time.monotonic() >= self._closed_until_s:
+            self._closed_until_s = 0.0
+            for door in self._doors:
+                self._poll.modify(door, select.EPOLLIN)
+        if self._strangers:
+            wait_s = min(wait_s, 1.0)
+        for descriptor, event in self._poll.poll(wait_s, _EVENTS_MAX):
+            peer = self._peers.get(descriptor)
+            if peer is not None:
+                if event & select.EPOLLOUT:
+                    self._flush(peer)
+                if event & ~select.EPOLLOUT:
+                    yield from self._read(peer)
+            elif descriptor in self._doors:
+                self._let_in(self._doors[descriptor])
+        if self._strangers:
+            self._send_off()
+
+    def send(self, route: bytes, message: bytes) -> None:
+        """Send a message of one part. Raises Unreachable, Full."""
+        peer = self._routes.get(route)
+        if peer is None:
+            raise Unreachable
+        data = framed(message)
+        if peer.unsent:
+            if len(peer.unsent) > FRAME_BYTES_MAX:
+                raise Full
+            peer.unsent += data
+            return
+        self._write(peer, data)
+
+    def close(self) -> None:
+        """Send what is left as far as that is quickly done, and give the endpoints back."""
+        end = time.monotonic() + _LINGER_S
+        for peer in self._peers.values():
+            try:
+                if peer.unsent and (left_s := end - time.monotonic()) > 0:
+                    peer.socket.settimeout(left_s)
+                    peer.socket.sendall(peer.unsent)
+            except OSError:
+                pass
+            peer.socket.close()
+        for door in self._doors.values():
+            door.close()
+        for path in self._paths:
+            path.unlink(missing_ok=True)
+        self._poll.close()
+
+    def _open(self, door: socket.socket, endpoint: str) -> str:
+        door.listen(_BACKLOG)
+        door.setblocking(False)
+        self._doors[door.fileno()] = door
+        self._poll.register(door, select.EPOLLIN)
+        return endpoint
+
+    def _let_in(self, door: socket.socket) -> None:
+        for _ in range(_ACCEPTS_MAX):
+            try:
+                connection, _ = door.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    self._closed_until_s = time.monotonic() + _PAUSE_S
+                    for each in self._doors:
+                        self._poll.modify(each, 0)
+                    return
+                continue
+            connection.setblocking(False)
+            if connection.family == socket.AF_INET:
+                connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            peer = _Peer(connection)
+            self._peers[connection.fileno()] = self._strangers[connection.fileno()] = peer
+            self._poll.register(connection, select.EPOLLIN)
+            self._write(peer, GREETING)
+
+    def _send_off(self) -> None:
+        """Close connections that have not said what they are for too long."""
+        now = time.monotonic()
+        for peer in list(self._strangers.values()):
+            if now - peer.began_s < _HANDSHAKE_S:
+                return
+            self._drop(peer)
+
+    def _read(self, peer: _Peer) -> Iterator[tuple[bytes, list[bytes] | None]]:
+        try:
+            chunk = peer.socket.recv(_CHUNK)
+        except BlockingIOError:
+            return
+        except OSError:
+            chunk = b""
+        if not chunk:
+            yield from self._lost(peer)
+            return
+        frames = peer.frames
+        frames.feed(chunk)
+        try:
+            if not peer.route and not self._shake_hands(peer):
+                return
+            while (frame := frames.take()) is not None:
+                flags, body = frame
+                if flags & COMMAND:
+                    if (answer := pong(body)) is not None:
+                        self._write(peer, answer)
+                elif flags & MORE:
+                    if len(peer.parts) < _PARTS_MAX:
+                        peer.parts.append(body)
+                else:
+                    parts, peer.parts = [*peer.parts, body], []
+                    yield peer.route, parts
+                    if peer.frames is not frames:
+                        return  # it was replaced, or closed, meanwhile
+        except WrongWire:
+            yield from self._lost(peer)
+
+    def _shake_hands(self, peer: _Peer) -> bool:
+        """Go on with a connection's beginning; tell whether it is over. Raises WrongWire."""
+        if not peer.frames.greeted or (frame := peer.frames.take()) is None:
+            return False
+        flags, body = frame
+        if not flags & COMMAND:
+            raise WrongWire("it does not begin with READY")
+        route = properties(body).get(b"identity", b"")
+        if not route:
+            self._unnamed += 1
+            route = b"\0" + self._unnamed.to_bytes(4, "big")
+        if len(route) > _ROUTE_BYTES_MAX:
+            raise WrongWire("its routing id is too long")
+        if (older := self._routes.get(route)) is not None:
+            self._drop(older)
+        peer.route = route
+        self._routes[route] = peer
+        del self._strangers[peer.socket.fileno()]
+        self._write(peer, ready(b"ROUTER", b""))
+        return True
+
+    def _write(self, peer: _Peer, data: bytes) -> None:
+        try:
+            sent = peer.socket.send(data) if not peer.unsent else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            return  # the next look at it tells that it is down
+        if sent < len(data):
+            if not peer.unsent:
+                self._poll.modify(peer.socket, select.EPOLLIN | select.EPOLLOUT)
+            peer.unsent += data[sent:]
+
+    def _flush(self, peer: _Peer) -> None:
+        try:
+            del peer.unsent[: peer.socket.send(peer.unsent)]
+        except OSError:
+            return
+        if not peer.unsent:
+            self._poll.modify(peer.socket, select.EPOLLIN)
+
+    def _lost(self, peer: _Peer) -> Iterator[tuple[bytes, None]]:
+        route = peer.route
+        current = self._routes.get(route) is peer
+        self._drop(peer)
+        if current:
+            yield route, None
+
+    def _drop(self, peer: _Peer) -> None:
+        """Close a connection."""
+        descriptor = peer.socket.fileno()
+        del self._peers[descriptor]
+        self._strangers.pop(descriptor, None)
+        if self._routes.get(peer.route) is peer:
+            del self._routes[peer.route]
+        peer.frames = Frames()
+        self._poll.unregister(descriptor)
+        peer.socket.close()
+
+
+def _answers(door: socket.socket, name: str) -> bool:
+    """Tell whether somebody listens at a path, which a new listener would take away without a word."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        return connection.connect_ex(name) == 0
