@@ -63,8 +63,11 @@ _RECONNECT_NS: Final = 25_000_000
 """A client whose connection is down has so long to come back; one that lives needs half of it on one machine."""
 _LOOK_NS: Final = 50_000_000
 """So long after an Inspection another one along the same route is not answered: who asks repeats itself."""
-_ENDS_MAX: Final = 250
-"""So many sessions end at once, before lockd looks at what has come meanwhile."""
+_DUE_MAX: Final = 250
+"""So much of what is due is done at once, a few milliseconds' work, before lockd looks at what has come meanwhile.
+
+A session's end counts as one, and as one more for each lock that it holds or waits for.
+"""
 _STALL_NS: Final = 200_000_000
 """A timer that fires so late tells that lockd itself was stalled, not its clients."""
 
@@ -257,7 +260,7 @@ class Lockd:
         return True
 
     def handle_timer(self, now_ns: int) -> list[Effect]:
-        """Expire what is due at `now_ns`; the driver has drained its inbox before."""
+        """Expire what is due at `now_ns`, or a part of it; the driver has drained its inbox before."""
         shared = self._shared
         shared.out = []
         stall_ns = now_ns - max(shared.timers[0][0], self._timer_ns) if shared.timers else 0
@@ -269,7 +272,9 @@ class Lockd:
                 # Nobody knows when the stall began: each has the time to send one more ping.
                 session.deadline_ns = max(session.deadline_ns + stall_ns, now_ns + shared.ttl_ns // 2)
         ended: list[tuple[Session, Over]] = []
-        while len(ended) < _ENDS_MAX and shared.timers and shared.timers[0][0] <= now_ns:
+        left = _DUE_MAX
+        while left > 0 and shared.timers and shared.timers[0][0] <= now_ns:
+            left -= 1
             set_ns, session_id, request, name = heapq.heappop(shared.timers)
             if name:
                 if (lock := shared.locks.get(name)) is not None:
@@ -299,6 +304,7 @@ class Lockd:
                 else:
                     ended.append((due, self._lease_over(due)))
                     due.connected = False  # so that it is granted nothing more
+                    left -= len(due.holds) + len(due.waits)
         # Thousands may end at once, and each change of the state costs a sync of the disk.
         if ended:
             shared.persist(*[SessionEnded(session.id) for session, _ in ended])

@@ -1,5 +1,6 @@
 """lockd's core, one message at a time: sessions, queues, in-sync sets; and its queue beside a dumb model."""
 
+import gc
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -494,6 +495,58 @@ def test_a_stall_of_lockd_itself_is_forgiven(desk: Desk) -> None:
     assert not a.all(Ended)
     desk.pass_time(1)
     a.got(Ended)
+
+
+def test_thousands_of_ends_leave_room_for_others_between_them() -> None:
+    desk = Desk(lock_delay_ns=2 * S)
+    guests = [desk.join(f"g{number}", plain=True) for number in range(300)]
+    for guest in guests:
+        for lock in range(3):
+            guest.granted(f"{guest.name}/{lock}", kind="plain")
+    desk.now_ns += TTL_NS
+    calls = 0
+    while desk.core.sessions:
+        before = len(desk.effects)
+        desk._take(desk.core.handle_timer(desk.now_ns))
+        lost = [effect for effect in desk.effects[before:] if isinstance(effect, LogGrant)]
+        assert 0 < len(lost) <= 250
+        assert sum(isinstance(effect, Persist) for effect in desk.effects[before:]) == 1
+        calls += 1
+    assert calls > 3
+    assert len(desk.lines()) == 2 * 900
+    # The locks come free together as well, when the lock delay is over: in parts again.
+    desk.now_ns += 2 * S
+    while left := len(desk.core.locks):
+        desk._take(desk.core.handle_timer(desk.now_ns))
+        assert left - 250 <= len(desk.core.locks) < left
+
+
+def test_what_is_let_go_is_in_no_cycle(desk: Desk) -> None:
+    """lockd never searches all its objects for cycles of garbage: it must leave none."""
+    b = desk.join("b", plain=True)
+    gc.collect()
+    gc.disable()
+    try:
+        for name in ("a", "c", "d"):
+            a = desk.join(name, plain=True)
+            a.release(a.granted(f"x{name}", kind="plain"))
+            a.granted(f"y{name}", kind="plain")
+            b.acquire(f"y{name}", kind="plain", wait_ms=100)
+            b.acquire(f"y{name}", "shared", kind="plain", wait_ms=0)
+            desk.pass_time(S)
+            b.say(Ping, 99)
+            if name == "c":
+                a.say(Goodbye)
+            else:
+                desk.disconnect(a)
+            desk.pass_time(2 * S)
+            b.say(Ping, 100)
+            desk.pass_time(2 * S)
+        desk.effects.clear()
+        assert len(desk.core.sessions) == 1
+        assert gc.collect() == 0
+    finally:
+        gc.enable()
 
 
 def test_a_repeated_hello_gets_the_same_session(desk: Desk) -> None:
