@@ -1,5 +1,6 @@
 """The command `lockd`."""
 
+import gc
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,7 @@ from common.moments import parse_duration
 from common.names import endpoint_problem, parse_address
 
 DEFAULT_BIND = "tcp://127.0.0.1:7461"
+_NEVER = 1_000_000_000
 
 app = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
