@@ -126,3 +126,26 @@ class Note(Value, frozen=True):
 
 
 Effect = Persist | Send | LogGrant | KeepLeft | Note
+
+
+def synced_together(effects: list[Effect]) -> list[Effect]:
+    """Return these effects with those Persists as one that can be: each costs a sync of the disk.
+
+    A Persist only moves forward, and past Sends and Notes alone: what it stood before it stands before still, and
+    what is written behind keeps its place among the durable changes.
+    """
+    together: list[Effect] = []
+    place = -1
+    for effect in effects:
+        match effect:
+            case Persist() if place >= 0:
+                first = together[place]
+                assert isinstance(first, Persist)
+                together[place] = Persist(first.changes + effect.changes)
+                continue
+            case Persist():
+                place = len(together)
+            case LogGrant() | KeepLeft():
+                place = -1
+        together.append(effect)
+    return together

@@ -85,6 +85,11 @@ class Server:
         """
         said = False
         self._log.note(f"epoch {self.core.epoch} begins on {', '.join(self.endpoints)}")
+        if self._open_files < SESSIONS_MAX:
+            self._log.note(
+                f"this process may have {self._open_files} files open, so it serves fewer clients than that; for more, "
+                "raise its hard limit (ulimit -Hn, LimitNOFILE)"
+            )
         for note in self._behind.notes:
             self._log.note(note)
         self._do(self.core.begin(self.clock.now_ns()))
