@@ -9,7 +9,7 @@ from types import FrameType
 from typing import Final
 
 from common.errors import CommandError
-from scripts.benchmark import growth, limits, locks, merged_logs, ops, recovery, startup, timeline
+from scripts.benchmark import growth, limits, locks, merged_logs, ops, recovery, sessions, startup, timeline
 from scripts.benchmark.figures import Row
 from scripts.benchmark.peers.measuring import Outcome, measure_peers
 from scripts.benchmark.peers.servers import PEERS
@@ -22,6 +22,7 @@ MEASUREMENTS: Final[dict[str, Callable[[Effort], list[Row]]]] = {
     "limits": limits.measure,
     "lock": locks.measure_lock,
     "handoffs": locks.measure_hand_offs,
+    "sessions": sessions.measure,
     "op": ops.measure_op,
     "working": ops.measure_working,
     "history": growth.measure_history,
@@ -34,7 +35,7 @@ MEASUREMENTS: Final[dict[str, Callable[[Effort], list[Row]]]] = {
     "timeline": timeline.measure_timeline,
 }
 
-_TIME_S: Final = {False: 600, True: 100}
+_TIME_S: Final = {False: 720, True: 120}
 """After so many seconds what is left is given up; by quick or not."""
 
 _PEERS_TIME_S: Final = {False: 1800, True: 300}

@@ -42,10 +42,10 @@ class Child:
         """Return its process id."""
         return self.process.pid
 
-    def line(self, start: str) -> str:
-        """Wait for a line that begins with `start`, and return it. Raises NotMeasured."""
+    def line(self, start: str, since: int = 0) -> str:
+        """Wait for a line that begins with `start`, and return it; one behind `since` bytes. Raises NotMeasured."""
         deadline = time.monotonic() + PATIENCE_S
-        read, torn = 0, ""
+        read, torn = since, ""
         while True:
             ended = self.process.poll() is not None
             with self.out.open("rb") as out:  # what is new alone: a child that is measured may say a lot

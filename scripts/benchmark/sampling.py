@@ -34,6 +34,13 @@ class Effort:
     """Runs of each command."""
     failures: int
     """How often each process fails."""
+    sessions: int
+    """Idle sessions, half of which end at once."""
+    locks: int
+    """Which they hold, all together."""
+    session_ttl_s: float
+    cycles_s: float
+    """For so long a client takes and gives back a lock beside them."""
     missed_ops: int
     """What a replica has to catch up with."""
     log_events: int
@@ -58,6 +65,10 @@ FULL = Effort(
     file_sizes=(1 << 10, 10 << 20, 100 << 20),
     starts=21,
     failures=9,
+    sessions=10_000,
+    locks=100_000,
+    session_ttl_s=3.0,
+    cycles_s=4.0,
     missed_ops=10_000,
     log_events=10_000,
     events=50_000,
@@ -76,6 +87,10 @@ QUICK = Effort(
     file_sizes=(1 << 10, 1 << 20),
     starts=5,
     failures=1,
+    sessions=1_000,
+    locks=10_000,
+    session_ttl_s=1.0,
+    cycles_s=0.5,
     missed_ops=500,
     log_events=500,
     events=5_000,
