@@ -17,8 +17,8 @@ _CROWDS: Final = 4
 _LOCK_DELAY_S: Final = 2.0
 """lockd's, as it is by default."""
 _HELD_UP_MS: Final = 50.0
-_DOWN_S: Final = 1.0
-"""A killed client's idle sessions are over in less."""
+_DOWN_S: Final = 3.0
+"""Idle sessions of killed clients are over in less, and thousands of them."""
 _MARGIN_S: Final = 1.0
 
 
