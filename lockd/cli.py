@@ -1,6 +1,5 @@
 """The command `lockd`."""
 
-import gc
 import sys
 from pathlib import Path
 from typing import Annotated

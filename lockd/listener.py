@@ -17,7 +17,7 @@ from typing import Final
 from common.limits import FRAME_BYTES_MAX
 from common.zmtp import COMMAND, GREETING, MORE, Frames, WrongWire, framed, pong, properties, ready
 
-_CHUNK: Final = 1 << 16
+_CHUNK: Final = 1 << 14
 _BACKLOG: Final = 1024
 _ACCEPTS_MAX: Final = 64
 _EVENTS_MAX: Final = 256
@@ -95,6 +95,11 @@ class Listener:
         except BaseException:
             door.close()
             raise
+
+    @property
+    def turns(self) -> int:
+        """Return after how many calls of `events` every connection was read that had something to read."""
+        return len(self._peers) // _EVENTS_MAX + 1
 
     def events(self, wait_s: float) -> Iterator[tuple[bytes, list[bytes] | None]]:
         """Wait for so many seconds at the most, then yield what has come: a route and the parts of a message.

@@ -8,14 +8,15 @@ from typing import Final, assert_never
 
 from common.diagnostics import Diagnostics, Strangers
 from common.errors import CommandError, refused
-from common.limits import QUEUE_MESSAGES_MAX
+from common.limits import SESSIONS_MAX
 from common.messages import ToLockd
 from common.moments import SteadyClock
+from common.open_files import raise_open_files
 from common.stopping import Stop
 from common.wire import WireError, decode, encode
 from lockd.behind import Behind
 from lockd.core import Lockd
-from lockd.effects import Effect, KeepLeft, LogGrant, Note, Persist, Send
+from lockd.effects import Effect, KeepLeft, LogGrant, Note, Persist, Send, synced_together
 from lockd.listener import Full, Listener, Unreachable
 from lockd.state import State, StateError
 
@@ -23,6 +24,8 @@ _WAIT_NS_MAX: Final = 512_000_000
 _BEHIND_NS: Final = 16_000_000
 _BEHIND_NS_MAX: Final = 100_000_000
 """What is written behind waits for 16 ms without messages, and so long at the most."""
+_GATHERED_MAX: Final = 64
+"""So many messages at the most are taken in before a durable change is made: what they change is synced with it."""
 
 
 class Server:
@@ -37,6 +40,7 @@ class Server:
         """
         if (data / "events.log").exists():
             raise refused(f"{data} is a client's data directory; choose another --data")
+        self._open_files = raise_open_files()  # each client is a connection
         self._stop = stop
         self._listener = Listener(stop.descriptor)
         self.endpoints: list[str] = []
@@ -125,23 +129,40 @@ class Server:
         self._behind.close()
 
     def _drain(self) -> None:
-        """Take in what has come: a keepalive that is here already counts before its lease can run out."""
-        taken = 0
-        while taken < QUEUE_MESSAGES_MAX and (more := self._take_in_all(0)):
-            taken += more
+        """Take in what has come: a keepalive that is here already counts before its lease can run out.
 
-    def _take_in_all(self, wait_ns: int) -> int:
-        """Wait for so long at the most, and take in what has come; return how many messages."""
+        Connections are read in turn, and any message of a client renews its lease. So it is enough that each has its
+        turn: under a load without a pause, time would else never go on.
+        """
+        for _ in range(self._listener.turns):
+            if not self._take_in_all(0):
+                return
+
+    def _take_in_all(self, wait_ns: int) -> bool:
+        """Wait for so long at the most, and take in what has come; return whether there was anything.
+
+        A durable change is made together with what else has come: it costs a sync of the disk.
+        """
+        gathered: list[Effect] = []
         count = 0
         for route, parts in self._listener.events(wait_ns / 1e9):
             count += 1
-            if parts is None:
-                self._do(self.core.disconnected(route, self.clock.now_ns()))
+            effects = self._handle(route, parts)
+            if gathered or any(type(effect) is Persist for effect in effects):
+                gathered += effects
+                if count % _GATHERED_MAX == 0:
+                    self._do(synced_together(gathered))
+                    gathered = []
             else:
-                self._take_in(route, parts)
-        return count
+                self._do(effects)
+        if gathered:
+            self._do(synced_together(gathered))
+        return count > 0
 
-    def _take_in(self, route: bytes, parts: list[bytes]) -> None:
+    def _handle(self, route: bytes, parts: list[bytes] | None) -> list[Effect]:
+        """Have the core take in a message, or that a connection is down; return what is to be done."""
+        if parts is None:
+            return self.core.disconnected(route, self.clock.now_ns())
         self.core.figures.bytes_in += len(parts[-1])
         try:
             if len(parts) != 1:
@@ -149,10 +170,8 @@ class Server:
             message: ToLockd = decode(parts[0], ToLockd)  # type: ignore[arg-type]
         except WireError as error:
             self.core.figures.malformed += 1
-            if self._strangers.count(route):
-                self._log.note(f"dropped a message of {route.hex()}: {error}")
-            return
-        self._do(self.core.handle(route, message, self.clock.now_ns()))
+            return [Note(f"dropped a message of {route.hex()}: {error}")] if self._strangers.count(route) else []
+        return self.core.handle(route, message, self.clock.now_ns())
 
     def _do(self, effects: list[Effect]) -> None:
         for effect in effects:
