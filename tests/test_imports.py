@@ -26,6 +26,7 @@ CORES = (
     "common.messages",
     "common.records",
     "common.tokens",
+    "common.zmtp",
     "client.core",
     "client.figures",
     "client.holder",
