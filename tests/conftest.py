@@ -1,6 +1,7 @@
 """What every test is held to, and the fixtures that more than one file uses."""
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,10 @@ from tests.group import Group
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("lockstep", deadline=None)
 settings.load_profile("lockstep")
+
+# A shell starts what it puts into the background deaf to these; our children are not to inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def _in_use() -> dict[str, list[str]]:

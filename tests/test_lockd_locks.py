@@ -709,7 +709,7 @@ def test_sessions_that_end_together_end_with_one_change_of_the_state(desk: Desk)
     desk.effects = []
     desk.pass_time(TTL_NS)
     sizes = [len(effect.changes) for effect in desk.effects if isinstance(effect, Persist)]
-    assert sizes == [250, 250, 100]
+    assert sizes == [125, 125, 125, 125, 100], "each counts twice, with its wait or hold"
     assert not desk.core.sessions and not desk.core.locks and not desk.core.waiters
     assert not [text for _, text in desk.core.figures.faults if "stalled" in text]
 

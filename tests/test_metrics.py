@@ -86,6 +86,7 @@ def test_lockd_tells_its_figures(up: tuple[Group, Child, Child]) -> None:
     assert scrape.one("lockstep_lockd_recalls_total") == 1, "and then another wanted it"
     assert scrape.one("lockstep_lockd_persist_seconds_count") >= 4, "two sessions, two files"
     assert scrape.one("lockstep_lockd_received_bytes_total") > 0
+    until(lambda: group.path("lockd", "grants.log").read_text().count("event=grant") == 3, "the lines are written")
     grants = [line for line in group.path("lockd", "grants.log").read_text().splitlines() if "event=grant" in line]
     waited_ms = [float(dict(parse_grant(line).more)["waited_ms"]) for line in grants]
     assert scrape.one("lockstep_lockd_wait_seconds_sum") == pytest.approx(sum(waited_ms) / 1e3, abs=1e-5)

@@ -85,10 +85,11 @@ def test_without_a_rule_a_seed_fails(rule: str) -> None:
     with (
         without(rule),
         pytest.raises(
-            SimulationFailed, match=r"^seed \d+: Broken: .*\n(.*\n)?again: python -m tests\.sim --seed \d+\n"
+            SimulationFailed,
+            match=r"^seed \d+: Broken: .*\n(.*\n)?again: python -m tests\.sim --never-keep --seed \d+\n",
         ),
     ):
-        run_seeds(CAUGHT[rule] - 1, 1)
+        run_seed(CAUGHT[rule] - 1, keep=False)
 
 
 def lost_uncounted(shared: Shared, lock: Lock, hold: Hold, loss: Loss, now_ns: int) -> None:

@@ -18,6 +18,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, metavar="S", help="run this seed alone")
     parser.add_argument("--events", type=int, default=50, metavar="N", help="how many of a failed one's last to show")
     parser.add_argument("--calm", action="store_true", help="without faults")
+    parser.add_argument("--never-keep", action="store_true", help="no client keeps a lock when it is done")
     parser.add_argument("--rules", action="store_true", help="leave out each safety rule: how many seeds notice?")
     options = parser.parse_args()
     if options.seeds is not None and (options.seeds < 1 or options.seed is not None):
@@ -31,7 +32,7 @@ def main() -> int:
     ops = steps = 0
     for done, seed in enumerate(range(options.first, options.first + options.seeds), 1):
         try:
-            figures = run_seed(seed, calm=options.calm, events=options.events)
+            figures = run_seed(seed, calm=options.calm, keep=not options.never_keep, events=options.events)
         except SimulationFailed as failure:
             print(failure)
             return 1

@@ -198,14 +198,14 @@ class Actor:
 class Group:
     """lockd and the plan's clients, and who watches them."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, *, keep: bool) -> None:
         self.plan = plan
         self._random = random = Random(~plan.seed)
         self.schedule = Schedule()
         self.network = Network(self.schedule, random, plan.delay_ns, plan.delay_ns_max, plan.usual)
         # Whose messages are held back for long knows lockd's clock that badly.
         self.watch = Watch(None if plan.faults else plan.delay_ns_max // 1000 + 1000)
-        self.world = World(self.schedule, self.network, self)
+        self.world = World(self.schedule, self.network, self, keep)
         self.lockd = LockdProcess(self.world, plan.ttl_ns)
         self.actors = [Actor(self, client, self.new_directory(client.name), random) for client in plan.clients]
         self._by_name = {actor.plan.name: actor for actor in self.actors}

@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol, assert_never
 
+from msgspec.structs import replace
+
 from client.core import Client
 from client.effects import (
     Answer,
@@ -39,7 +41,7 @@ from client.journal import MetaValue, StorageError
 from client.shared import Identity
 from common.eventlog import format_event, parse_event
 from common.grantlog import format_grant
-from common.messages import FromLockd, FromReplica, Goodbye, Hello, Member, Push, ToLockd, ToReplica
+from common.messages import Acquire, FromLockd, FromReplica, Goodbye, Hello, Member, Push, ToLockd, ToReplica
 from common.records import EMPTY, Record, Version
 from common.tokens import token_epoch
 from common.wire import decode, encode
@@ -114,11 +116,12 @@ class Observer(Protocol):
 
 @dataclass(slots=True)
 class World:
-    """What all processes of a simulation share."""
+    """What all processes of a simulation share. Without `keep` no client may keep a lock when it is done."""
 
     schedule: Schedule
     network: Carrier
     observer: Observer
+    keep: bool = True
     trace: Trace = field(default_factory=lambda: deque(maxlen=5000))
     clients: dict[bytes, "ClientProcess"] = field(default_factory=dict)
 
@@ -518,6 +521,8 @@ class ClientProcess:
                     raise Crashed
             match effect:
                 case SendLockd(message):
+                    if isinstance(message, Acquire) and not world.keep:
+                        message = replace(message, sticky=False)
                     connection = ("lockd", self.route, LOCKD)
                     world.network.send(connection, encode(message), self._lockd.receive)
                 case SendReplica(replica, to_replica):

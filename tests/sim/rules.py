@@ -205,7 +205,7 @@ def seeds_until_caught(name: str, seeds: int) -> tuple[int, str] | None:
     with without(name):
         for seed in range(seeds):
             try:
-                run_seed(seed)
+                run_seed(seed, keep=False)
             except SimulationFailed as failure:
                 found = str(failure).partition("\n")[0].partition(": ")[2]
                 if not found.startswith("Broken: "):
