@@ -17,7 +17,7 @@ from typing import Final
 
 import pytest
 
-from client.operator import Operator
+from client.operator import Operator, inspect
 from common.errors import EXIT_OK, EXIT_REFUSED, EXIT_WRONG_USE
 from common.messages import Acquire, Grant
 from common.wire import encode
@@ -39,6 +39,8 @@ def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Group]:
         group.serving("b")
         for file in ("notes.txt", SCRIPT, HOSTILE):
             group.op("a", "write", "x", file=file)
+            group.ok("recall", file)
+        until(lambda: not any(lock.holders for lock in inspect(group.endpoint).locks), "the locks are given back")
         yield group
 
 
