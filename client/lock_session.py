@@ -122,19 +122,19 @@ class LockSession:
     ) -> Call:
         """Ask for a lock, and wait for the answer. Raises Misuse where the session is closed, or of another process."""
         self._check()
-        with self._mutex:
-            if sticky and (hold := self._core.take_idle(lock, mode, owner, now_ns())) is not None:
-                self._holders[hold.token] = holder
-                call = Call()
-                call.done, call.hold = True, hold
-                return call
-            request = self._core.acquire(
-                lock, mode, owner, wait_ns, now_ns(), limit=limit, converts=converts, sticky=sticky
-            )
-            call = self._calls[request] = Call()
-            holder.request = request
-            self._flush()
+        call, request = Call(), 0
         try:
+            with self._mutex:
+                if sticky and (hold := self._core.take_idle(lock, mode, owner, now_ns())) is not None:
+                    self._holders[hold.token] = holder
+                    call.done, call.hold = True, hold
+                    return call
+                request = self._core.acquire(
+                    lock, mode, owner, wait_ns, now_ns(), limit=limit, converts=converts, sticky=sticky
+                )
+                self._calls[request] = call
+                holder.request = request
+                self._flush()
             self._wait(call)
         except BaseException:
             # The caller was interrupted, and holds nothing of which it does not know.
