@@ -167,7 +167,8 @@ def _receive(line: socket.socket) -> Frame | None:
     except BlockingIOError:
         return None
     except ConnectionResetError:
-        data = b""
+        # It ended before it had read all that we said. Linux tells that first, and once; what it said is still to come.
+        return _receive(line)
     if not data:
         raise EOFError
     kind, first, second = _FRAME.unpack_from(data)

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from client.guardian import Frame, Kind, _receive, _send
 from tests.group import WITHIN_S, until
 from tests.trees import FLEEING, STUBBORN, left_of
 
@@ -192,6 +194,17 @@ def test_what_cannot_be_run_is_said(command: str, problem: int, tmp_path: Path, 
     keeper = _Keeper(tmp_path, command)
     keepers.append(keeper)
     assert keeper.told("FAILED") == (problem, 0)
+
+
+def test_what_was_said_last_is_heard_though_the_other_side_ended_with_something_unread() -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours:
+        with theirs:
+            _send(theirs, Frame(Kind.EXITED, 7))
+            _send(ours, Frame(Kind.RENEW, 8))
+        assert _receive(ours) == Frame(Kind.EXITED, 7)
+        with pytest.raises(EOFError):
+            _receive(ours)
 
 
 def test_a_deadline_that_has_passed_starts_nothing(tmp_path: Path, keepers: list[_Keeper]) -> None:
