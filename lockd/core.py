@@ -147,6 +147,11 @@ class Lockd:
         return self._shared.by_replica
 
     @property
+    def granted(self) -> int:
+        """Return how many grants there were in this epoch."""
+        return self._shared.counter
+
+    @property
     def waiters(self) -> int:
         """Return how many requests stand in queues."""
         return self._shared.waiters

@@ -24,6 +24,8 @@ _EVENTS_MAX: Final = 256
 _PARTS_MAX: Final = 3
 _ROUTE_BYTES_MAX: Final = 255
 _HANDSHAKE_S: Final = 30.0
+_SOON_S: Final = 200e-6
+"""As long as two wake-ups take on a machine whose cores sleep when they can."""
 _PAUSE_S: Final = 1.0
 """Where the system has no descriptor left, nobody is let in for so long."""
 _LINGER_S: Final = 0.2
@@ -101,10 +103,11 @@ class Listener:
         """Return after how many calls of `events` every connection was read that had something to read."""
         return len(self._peers) // _EVENTS_MAX + 1
 
-    def events(self, wait_s: float) -> Iterator[tuple[bytes, list[bytes] | None]]:
+    def events(self, wait_s: float, *, soon: bool = False) -> Iterator[tuple[bytes, list[bytes] | None]]:
         """Wait for so many seconds at the most, then yield what has come: a route and the parts of a message.
 
-        None instead of parts tells that the connection is down.
+        None instead of parts tells that the connection is down. If something is likely to come `soon`, it looks again
+        and again for a moment before it sleeps: to be woken takes longer than that.
         """
         if self._closed_until_s and time.monotonic() >= self._closed_until_s:
             self._closed_until_s = 0.0
@@ -112,7 +115,7 @@ class Listener:
                 self._poll.modify(door, select.EPOLLIN)
         if self._strangers:
             wait_s = min(wait_s, 1.0)
-        for descriptor, event in self._poll.poll(wait_s, _EVENTS_MAX):
+        for descriptor, event in self._wait(wait_s, soon):
             peer = self._peers.get(descriptor)
             if peer is not None:
                 if event & select.EPOLLOUT:
@@ -123,6 +126,15 @@ class Listener:
                 self._let_in(self._doors[descriptor])
         if self._strangers:
             self._send_off()
+
+    def _wait(self, wait_s: float, spin: bool) -> list[tuple[int, int]]:
+        """Return what is ready, within so many seconds."""
+        if spin:
+            end_s = time.monotonic() + min(_SOON_S, wait_s)
+            while time.monotonic() < end_s:
+                if found := self._poll.poll(0, _EVENTS_MAX):
+                    return found
+        return self._poll.poll(wait_s, _EVENTS_MAX)
 
     def send(self, route: bytes, message: bytes) -> None:
         """Send a message of one part. Raises Unreachable, Full."""

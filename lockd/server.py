@@ -24,6 +24,7 @@ _WAIT_NS_MAX: Final = 512_000_000
 _BEHIND_NS: Final = 16_000_000
 _BEHIND_NS_MAX: Final = 100_000_000
 """What is written behind waits for 16 ms without messages, and so long at the most."""
+_SOON_NS: Final = 1_000_000
 _GATHERED_MAX: Final = 64
 """So many messages at the most are taken in before a durable change is made: what they change is synced with it."""
 
@@ -52,7 +53,7 @@ class Server:
             raise
         self.clock = SteadyClock()
         self._strangers = Strangers()
-        self._behind_ns = 0
+        self._behind_ns = self._granted = self._soon_ns = 0
 
     def _bind(self, binds: list[str]) -> None:
         for bind in binds:
@@ -145,7 +146,11 @@ class Server:
         """
         gathered: list[Effect] = []
         count = 0
-        for route, parts in self._listener.events(wait_ns / 1e9):
+        if self._granted != self.core.granted:
+            # Who was granted a lock gives it back soon, and others want it.
+            self._granted, self._soon_ns = self.core.granted, time.monotonic_ns() + _SOON_NS
+        soon = time.monotonic_ns() < self._soon_ns
+        for route, parts in self._listener.events(wait_ns / 1e9, soon=soon):
             count += 1
             effects = self._handle(route, parts)
             if gathered or any(type(effect) is Persist for effect in effects):
