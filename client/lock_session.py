@@ -384,7 +384,6 @@ class LockSession:
                 pause_ns = min(2 * pause_ns, 5 * _QUIET_NS) if self._reading.locked() else _QUIET_NS
                 if self._keeper_wakes.wait(min(pause_ns, max(wait_ns, 1_000_000)) / 1e9):
                     self._keeper_wakes.clear()
-                    time.sleep(0)
                 continue
             pause_ns = _QUIET_NS
             self._keeper_wakes.clear()

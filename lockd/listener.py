@@ -78,7 +78,7 @@ class Listener:
             door = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             try:
                 if not name.startswith("@"):
-                    if _answers(door, name):
+                    if _answers(name):
                         raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
                     Path(name).unlink(missing_ok=True)
                 door.bind("\0" + name[1:] if name.startswith("@") else name)
@@ -294,7 +294,7 @@ class Listener:
         peer.socket.close()
 
 
-def _answers(door: socket.socket, name: str) -> bool:
+def _answers(name: str) -> bool:
     """Tell whether somebody listens at a path, which a new listener would take away without a word."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
         return connection.connect_ex(name) == 0
