@@ -3,8 +3,11 @@
 import os
 import time
 from pathlib import Path
+from typing import Final
 
 from common.eventlog import format_time
+
+_NOTE_LENGTH_MAX: Final = 4000
 
 
 class Diagnostics:
@@ -15,7 +18,9 @@ class Diagnostics:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
 
     def note(self, text: str) -> None:
-        """Append one line, stamped with this machine's clock."""
+        """Append one line, stamped with this machine's clock; what is too long is cut, with an ellipsis."""
+        if len(text) > _NOTE_LENGTH_MAX:
+            text = text[: _NOTE_LENGTH_MAX - 1] + "…"
         printable = text if text.isprintable() else ascii(text)
         try:
             os.write(self._file, f"{format_time(time.time_ns() // 1000)} {printable}\n".encode())

@@ -39,8 +39,7 @@ class Event:
 
 def format_time(time_us: int) -> str:
     """Write microseconds since 1970 as UTC with six decimals."""
-    seconds, micros = divmod(time_us, 1_000_000)
-    return f"{_format_second(seconds)}.{micros:06d}Z"
+    return f"{_format_second(time_us // 1_000_000)}.{time_us % 1_000_000:06d}Z"
 
 
 @lru_cache(maxsize=16)

@@ -35,11 +35,13 @@ class GrantLine(Value, frozen=True):
 
 def format_grant(line: GrantLine) -> str:
     """Write one line, without its newline."""
-    rest = "".join([f" {key}={value}" for key, value in line.more])
-    return (
+    text = (
         f"time={format_time(line.time_us)} event={line.event} lock={format_value(line.lock)} "
-        f"mode={line.mode} token={format_token(line.token)} client={line.client}{rest}"
+        f"mode={line.mode} token={format_token(line.token)} client={line.client}"
     )
+    for key, value in line.more:
+        text += f" {key}={value}"
+    return text
 
 
 def parse_grant(text: str) -> GrantLine:

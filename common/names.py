@@ -1,7 +1,8 @@
 """What may be called how: clients, hosts, files, locks, texts. Each check returns the problem in words, or None."""
 
 import re
-from functools import lru_cache
+from collections.abc import Callable
+from typing import Final, TypeVar
 
 from common.limits import (
     FILE_NAME_BYTES_MAX,
@@ -11,12 +12,32 @@ from common.limits import (
     TEXT_BYTES_MAX,
 )
 
+Answer = TypeVar("Answer")
+
 _SEQ_DIGITS_MAX = 12
+_REMEMBERED_MAX: Final = 4096
+_REMEMBERED_LENGTH_MAX: Final = 512
+"""Names that a check remembers, and the longest of them, in characters: strangers choose what is asked for."""
 _CLIENT = re.compile(r"[A-Za-z0-9._-]+")
 _HOST = re.compile(r"[A-Za-z0-9._-]+(#[1-9][0-9]{0,8})?")
 _OP_ID = re.compile(r"[A-Za-z0-9._-]+(#[1-9][0-9]{0,8})?:[1-9][0-9]{0,18}")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _LINE_BREAK = re.compile(r"[\x00\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
+
+
+def _remembered(check: Callable[[str], Answer]) -> Callable[[str], Answer]:
+    """Return a check that remembers its answers; what it has answered already costs no call of Python."""
+
+    class Answers(dict[str, Answer]):
+        def __missing__(self, name: str) -> Answer:
+            answer = check(name)
+            if len(name) <= _REMEMBERED_LENGTH_MAX:
+                if len(self) >= _REMEMBERED_MAX:
+                    self.clear()
+                self[name] = answer
+            return answer
+
+    return Answers().__getitem__
 
 
 def client_name_problem(name: str) -> str | None:
@@ -30,7 +51,7 @@ def client_name_problem(name: str) -> str | None:
     return None
 
 
-@lru_cache(maxsize=4096)
+@_remembered
 def is_host(host: str) -> bool:
     """Tell whether `host` can stand in a vector clock: a client's name, or name#2, name#3, ..."""
     return len(host) <= NAME_LENGTH_MAX + 10 and _HOST.fullmatch(host) is not None
@@ -41,7 +62,7 @@ def is_op_id(text: str) -> bool:
     return len(text) <= NAME_LENGTH_MAX + 30 and _OP_ID.fullmatch(text) is not None
 
 
-@lru_cache(maxsize=4096)
+@_remembered
 def file_name_problem(name: str) -> str | None:
     """Tell what is wrong with a file's name: relative, UTF-8, parts without `..`, nothing empty."""
     if not name:
@@ -64,7 +85,7 @@ def file_name_problem(name: str) -> str | None:
     return None
 
 
-@lru_cache(maxsize=4096)
+@_remembered
 def lock_name_problem(name: str) -> str | None:
     """Tell what is wrong with the name of a lock without a file."""
     if not name:
@@ -124,8 +145,23 @@ def endpoint_problem(endpoint: str, *, listening: bool) -> str | None:
     host, colon, port = endpoint.removeprefix("tcp://").rpartition(":")
     if not endpoint.startswith("tcp://") or not colon or not host or "/" in host:
         return "an endpoint reads tcp://HOST:PORT or ipc://PATH"
+    if ":" in host:
+        return "HOST is a host's name or an IPv4 address; IPv6 is not there"
+    if not _is_resolvable(host):
+        return "HOST cannot be a host's name"
     if listening and port == "*":
         return None
     if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
         return f"{port!r} is no port; use 1 to 65535" + (", or * for a free one" if listening else "")
     return None
+
+
+def _is_resolvable(host: str) -> bool:
+    """Tell whether a resolver can be asked for a host; for what is no domain name Python raises instead."""
+    if host.isascii():  # as the codec "idna", which takes milliseconds to import
+        return all(0 < len(part) < 64 for part in host.removesuffix(".").split("."))
+    try:
+        host.encode("idna")
+    except UnicodeError:
+        return False
+    return True

@@ -174,7 +174,9 @@ def _fields_check(kind: type) -> Check | None:
 
     def check_fields(value: Any) -> None:
         for name, check in checks:
-            check(getattr(value, name))
+            field = getattr(value, name)
+            if field or field == "":  # where nothing is, nothing is malformed, but for a text
+                check(field)
 
     return check_fields if checks else None
 

@@ -11,6 +11,10 @@ from common.limits import FRAME_BYTES_MAX
 
 GREETING: Final = b"\xff" + bytes(8) + b"\x7f\x03\x01" + b"NULL".ljust(20, b"\0") + bytes(32)
 MORE, LONG, COMMAND = 1, 2, 4
+SHORT: Final = [b"\0%c" % size for size in range(256)]
+"""What stands before a message of one part, by its size."""
+_READY_BYTES_MAX: Final = 1024
+"""Longest first frame, with which a stranger says what it is. libzmq's has some 300 bytes at the most."""
 _LENGTH: Final = struct.Struct(">Q")
 _PROPERTY: Final = struct.Struct(">I")
 
@@ -22,7 +26,7 @@ class WrongWire(Exception):
 def framed(message: bytes) -> bytes:
     """Return a message of one part as it goes over the wire."""
     size = len(message)
-    return (b"\0%c" % size if size < 256 else b"\2" + _LENGTH.pack(size)) + message
+    return (SHORT[size] if size < 256 else b"\2" + _LENGTH.pack(size)) + message
 
 
 def command(body: bytes) -> bytes:
@@ -60,67 +64,74 @@ def pong(body: bytes) -> bytes | None:
 
 
 class Frames:
-    """What has come over one connection, taken apart: first the greeting, then frames."""
+    """What has come over one connection, taken apart: first the greeting, then frames.
 
-    __slots__ = ("_buffer", "_greeted")
+    The beginning of a frame is kept in the pieces in which it came, until so many bytes are there as it takes to go on:
+    a long one costs what it weighs, not that times its pieces. Of a stranger, little is kept: the first frame is READY.
+    """
 
-    def __init__(self) -> None:
-        """Begin before the greeting."""
-        self._buffer = b""
-        self._greeted = False
+    __slots__ = ("_begun", "_greeted", "_largest", "_pieces", "_size", "_wanted")
 
-    def feed(self, chunk: bytes) -> None:
-        """Take in what was read."""
-        self._buffer = self._buffer + chunk if self._buffer else chunk
+    def __init__(self, largest: int = FRAME_BYTES_MAX) -> None:
+        """Begin before the greeting; no frame behind READY is longer than `largest` bytes."""
+        self._begun = self._greeted = False
+        self._largest = largest
+        self._pieces: list[bytes] = []
+        self._size = self._wanted = 0
 
-    @property
-    def greeted(self) -> bool:
-        """Take the greeting out, as soon as it is whole; tell whether it was. Raises WrongWire."""
+    def feed(self, chunk: bytes) -> list[tuple[int, bytes]]:
+        """Take in what was read; return flags and body of each frame that is whole now. Raises WrongWire."""
+        buffer = chunk
+        if self._pieces:
+            self._pieces.append(chunk)
+            self._size += len(chunk)
+            if self._size < self._wanted:
+                return []
+            buffer = b"".join(self._pieces)
+            self._pieces.clear()
+        at, end = 0, len(buffer)
+        found: list[tuple[int, bytes]] = []
         if not self._greeted:
-            buffer = self._buffer
-            if buffer[:1] not in (b"", b"\xff") or (len(buffer) > 10 and not (buffer[9] & 1 and buffer[10] >= 3)):
-                raise WrongWire("it does not speak ZMTP 3")
-            if len(buffer) >= len(GREETING):
-                if buffer[12:17] != b"NULL\0":
-                    raise WrongWire("it wants encryption or authentication, which are not there")
-                self._greeted, self._buffer = True, buffer[len(GREETING) :]
-        return self._greeted
+            self._check_greeting(buffer)
+            if end < len(GREETING):
+                self._keep(buffer, 0)
+                return found
+            self._greeted, at = True, len(GREETING)
+        wanted = 0
+        while end - at > 1:
+            flags = buffer[at]
+            if flags & LONG:
+                if end - at < 9:
+                    wanted = 9
+                    break
+                size = _LENGTH.unpack_from(buffer, at + 1)[0]
+                largest = self._largest if self._begun or found else _READY_BYTES_MAX
+                if size > largest:
+                    raise WrongWire(f"it sends a frame of {size} bytes, more than {largest}")
+                body = at + 9
+            else:
+                size, body = buffer[at + 1], at + 2
+            if body + size > end:
+                wanted = body + size - at
+                break
+            at = body + size
+            found.append((flags, buffer[body:at]))
+        if at < end:
+            self._keep(buffer[at:], wanted)
+        if found:
+            self._begun = True
+        return found
 
-    @property
-    def has_more(self) -> bool:
-        """Tell whether a whole frame is there. Raises WrongWire where one is too long."""
-        return len(self._buffer) > 1 and self._end() <= len(self._buffer)
+    def _keep(self, rest: bytes, wanted: int) -> None:
+        """Keep a beginning until `wanted` bytes are there."""
+        self._pieces.append(rest)
+        self._size, self._wanted = len(rest), wanted
 
-    def take(self) -> tuple[int, bytes] | None:
-        """Return the next frame's flags and body, None while it is not whole. Raises WrongWire."""
-        buffer = self._buffer
-        if len(buffer) < 2:
-            return None
-        flags = buffer[0]
-        if flags & LONG:
-            end = self._end()
-            if len(buffer) < end:
-                return None
-            body = buffer[9:end]
-        else:
-            end = 2 + buffer[1]
-            if len(buffer) < end:
-                return None
-            body = buffer[2:end]
-        self._buffer = buffer[end:] if len(buffer) > end else b""
-        return flags, body
-
-    def _end(self) -> int:
-        """Return where the first frame ends; more than there is where that is not known yet."""
-        buffer = self._buffer
-        if not buffer[0] & LONG:
-            return 2 + buffer[1]
-        if len(buffer) < 9:
-            return 9
-        size = int(_LENGTH.unpack_from(buffer, 1)[0])
-        if size > FRAME_BYTES_MAX:
-            raise WrongWire(f"it sends a frame of {size} bytes, more than {FRAME_BYTES_MAX}")
-        return 9 + size
+    def _check_greeting(self, buffer: bytes) -> None:
+        if buffer[:1] not in (b"", b"\xff") or (len(buffer) > 10 and not (buffer[9] & 1 and buffer[10] >= 3)):
+            raise WrongWire("it does not speak ZMTP 3")
+        if len(buffer) >= len(GREETING) and buffer[12:17] != b"NULL\0":
+            raise WrongWire("it wants encryption or authentication, which are not there")
 
 
 def _property(name: bytes, value: bytes) -> bytes:

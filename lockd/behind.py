@@ -6,9 +6,9 @@ places, from time to time. A power cut can take the ends of both files, which pr
 the epoch, and the clocks come back with the clients' hellos.
 
 Format of `pending`: a header of _HEADER (version, boot, base, oldest), then entries of _ENTRY (base, length) and
-so many bytes of msgpack, padded to 8. The header's base is the length that grants.log has without the entries, an
-entry's the same and one more: others do not count. `oldest` is where in grants.log the first grant stands that is
-still in force.
+so many bytes, padded to 8: a letter, then a line of grants.log, or what a lock's holders left as msgpack. The header's
+base is the length that grants.log has without the entries, an entry's the same and one more: others do not count.
+`oldest` is where in grants.log the first grant stands that is still in force.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ from common.grantlog import GrantLine, format_grant, parse_grant
 from common.wire import pack, unpacker
 from lockd.effects import KeepLeft
 
-_VERSION: Final = 2
+_VERSION: Final = 3
 _CLOCKS_VERSION: Final = 2
 _HEADER: Final = struct.Struct("<IIqq")
 _ENTRY: Final = struct.Struct("<qI")
+_BASE_OF_ENTRY: Final = struct.Struct("<q")
+_SIZE_OF_ENTRY: Final = struct.Struct("<I")
 _BASE_AT: Final = 8
 _SIZE: Final = 64 * 1024
 _LINES_MAX: Final = 64
 _SCAN_BYTES_MAX: Final = 64 * 1024 * 1024
 """So much of grants.log is read where nothing says which grants were in force: after a power cut."""
 
-_Entry = GrantLine | KeepLeft
-_decode_line: Final = unpacker(GrantLine)
 _decode_left: Final = unpacker(KeepLeft)
 _LINE, _LEFT = b"L", b"C"
 
@@ -57,16 +57,22 @@ class Behind:
         self._boot = _boot()
         self._pending = _map(directory / "pending")
         self._database = self._open_clocks(directory / "clocks")
-        self._lines: list[GrantLine] = []
+        self._lines: list[bytes] = []
         self._dirty: dict[str, KeepLeft] = {}
         self._open: dict[int, int] = {}
         self._base = self._end = 0
+        self._mark = b""
         self._recover()
 
     def line(self, line: GrantLine) -> None:
         """Take in a line of grants.log. Raises CommandError."""
-        self._put(_LINE + pack(line))
-        self._lines.append(line)
+        text = format_grant(line).encode() + b"\n"
+        self._put(_LINE + text)
+        self._lines.append(text)
+        if line.event == "grant":
+            self._open[line.token] = self._base
+        else:
+            self._open.pop(line.token, None)
         self.waiting += 1
         if self.waiting >= _LINES_MAX:
             self.flush()
@@ -89,7 +95,7 @@ class Behind:
         """Write all to its places. Raises CommandError."""
         if not self.waiting:
             return
-        data = "".join([format_grant(line) + "\n" for line in self._lines]).encode()
+        data = b"".join(self._lines)
         try:
             self._write(data)
             self._write_left()
@@ -97,11 +103,6 @@ class Behind:
             name, reason = ("grants.log", error.strerror) if isinstance(error, OSError) else ("clocks", str(error))
             path = self._path.with_name(name)
             raise CommandError(EXIT_CRASHED, f"{path} cannot be written ({reason}); make room, start again") from None
-        for line in self._lines:
-            if line.event == "grant":
-                self._open[line.token] = self._base
-            else:
-                self._open.pop(line.token, None)
         self._lines.clear()
         self._dirty.clear()
         self.waiting = 0
@@ -124,8 +125,8 @@ class Behind:
             if end > _SIZE - _ENTRY.size:
                 return  # larger than all: a kill in the next moment may take it
         # The base, which makes it count, is written last.
-        self._pending[start + 8 : end] = _ENTRY.pack(0, len(data))[8:] + data
-        self._pending[start : start + 8] = _ENTRY.pack(self._base + 1, 0)[:8]
+        self._pending[start + 8 : end] = _SIZE_OF_ENTRY.pack(len(data)) + data
+        self._pending[start : start + 8] = self._mark
         self._end = end + -end % 8
 
     def _begin(self, base: int) -> None:
@@ -135,7 +136,7 @@ class Behind:
         oldest = next(iter(self._open.values()), base)
         self._pending[_BASE_AT + 8 : _HEADER.size] = _HEADER.pack(0, 0, 0, oldest)[_BASE_AT + 8 :]
         self._pending[_BASE_AT : _BASE_AT + 8] = _HEADER.pack(0, 0, base, 0)[_BASE_AT : _BASE_AT + 8]
-        self._base, self._end = base, _HEADER.size
+        self._base, self._end, self._mark = base, _HEADER.size, _BASE_OF_ENTRY.pack(base + 1)
 
     def _write(self, data: bytes) -> None:
         """Write at the end of grants.log, all or nothing."""
@@ -160,18 +161,20 @@ class Behind:
             os.ftruncate(self._grants, base)
         self._base = base
         in_force = self._in_force(oldest, base)
+        lines: list[GrantLine] = []
         if known:
             for data in _entries(self._pending, base):
                 try:
                     if data[:1] == _LINE:
-                        self._lines.append(_decode_line(data[1:]))
+                        lines.append(parse_grant(data[1:-1].decode()))
+                        self._lines.append(data[1:])
                     else:
                         left = _decode_left(data[1:])
                         self._dirty[left.lock] = self.left[left.lock] = left
                 except (DecodeError, ValueError, TypeError):
                     break
                 self.waiting += 1
-        for line in self._lines:
+        for line in lines:
             if line.event == "grant":
                 in_force[line.token] = (base, line)
             else:
@@ -260,10 +263,9 @@ def grants_with_pending(directory: Path) -> bytes:
     if (version, boot) != (_VERSION, _boot()) or base > len(data):
         return data
     data = data[:base]
-    with contextlib.suppress(DecodeError, ValueError, TypeError):
-        for entry in _entries(pending, base):
-            if entry[:1] == _LINE:
-                data += format_grant(_decode_line(entry[1:])).encode() + b"\n"
+    for entry in _entries(pending, base):
+        if entry[:1] == _LINE:
+            data += entry[1:]
     return data
 
 

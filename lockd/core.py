@@ -16,7 +16,7 @@ It must never wait, and never trust a message further than its session and token
 """
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final, assert_never
 
@@ -35,6 +35,7 @@ from common.messages import (
     Here,
     Inspect,
     InUse,
+    Lost,
     Member,
     Ping,
     Pong,
@@ -162,7 +163,7 @@ class Lockd:
         return self._restart.rebuilding
 
     def begin(self, now_ns: int) -> list[Effect]:
-        """Void the locks on files that the last lockd had granted; wait for its sessions, a ttl at the most.
+        """Void the locks on files that the last lockd had granted; wait for its sessions, a lease at the most.
 
         Those without a file are for their holders to claim meanwhile.
         """
@@ -249,6 +250,9 @@ class Lockd:
         session = shared.by_route.get(route)
         if session is not None:
             session.connected = False
+            # Those behind it wait no more for one who cannot be served now.
+            for name in dict.fromkeys(session.waits.values()):
+                self._queues.advance(shared.locks[name], now_ns)
             claims = session.claimed and shared.expected
             if not claims and all(shared.locks[name].file for name in session.holds.values()):
                 session.deadline_ns = min(session.deadline_ns, now_ns + _RECONNECT_NS)
@@ -326,10 +330,13 @@ class Lockd:
         return Over("lease", f"its lease of {self._shared.ttl_ns / 1e9:g} s ran out")
 
     def stop(self, now_ns: int) -> list[Effect]:
-        """End in good order: every lock that is held is void, and grants.log says so."""
+        """End in good order: every lock on a file that is held is void, and grants.log says so.
+
+        Those without a file are for their holders to claim from the next lockd.
+        """
         shared = self._shared
         shared.out = []
-        for lock in shared.locks.values():
+        for lock in [lock for lock in shared.locks.values() if lock.file]:
             for hold in list(lock.holds.values()):
                 shared.lose(lock, hold, "stop", now_ns)
             lock.holds.clear()
@@ -354,7 +361,8 @@ class Lockd:
         if running and running.hello == hello.request:
             shared.by_route.pop(running.route, None)
             shared.by_route[route] = running
-            running.route, running.deadline_ns, running.seen_ns = route, now_ns + shared.ttl_ns, now_ns
+            running.route, running.seen_ns = route, now_ns
+            running.deadline_ns = max(running.deadline_ns, now_ns + shared.ttl_ns)
             shared.send(route, self._welcome(running, now_ns, running.claimed or bool(shared.expected)))
             self._members.tell_what_to_learn(running)
             self._queues.say_again(running, now_ns)
@@ -373,8 +381,14 @@ class Lockd:
             shared.refuse(route, hello, problem, now_ns)
             return
         changes: list[Change] = []
+        believed: dict[int, Lost] = {}
         if running:
-            self._end(running, _NEW_SESSION, now_ns)
+            # It has not heard of that session, so it goes on with what it claims until it hears of this one.
+            for held in hello.held:
+                if held.token in running.holds:
+                    lost = Lost(shared.epoch, held.lock, held.token, "it was claimed in a session that has ended")
+                    believed[held.token] = lost
+            self._end(running, _NEW_SESSION, now_ns, believed)
         if replica and (older := shared.by_replica.get(replica_id)):
             self._end(older, _NEW_PROCESS, now_ns)
         shared.last_session += 1
@@ -382,7 +396,7 @@ class Lockd:
         reads: Mapping[str, Clock] = {}
         if replica:
             if replica_id != replica.replica:
-                shared.emit(
+                shared.out.append(
                     Note(f"{hello.name} runs on a copied directory, or on an old one; its replica is {replica_id} now")
                 )
             reads = self._identities.reads_of(replica)
@@ -391,14 +405,16 @@ class Lockd:
             if self._identities.has_lost_events(replica, host):
                 # Others know more of its events than it does: these must not be counted twice.
                 host = new_host(hello.name, hosts | {before})
-                shared.emit(Note(f"{before} has lost its newest events; it counts anew, as {host}"))
+                shared.out.append(Note(f"{before} has lost its newest events; it counts anew, as {host}"))
             seen = ReplicaSeen(replica_id, hello.name, host, replica.start_count, hello.incarnation)
             for each in (seen, taken(before)) if host != before else (seen,):
                 shared.replicas[each.replica] = each
                 changes.append(each)
             member = Member(replica_id, host, replica.endpoint, hello.incarnation)
+        # Until it says more, and so has heard of this session, it may go by the lease of its last one.
+        deadline_ns = max(now_ns + shared.ttl_ns, self._restart.last_leases_ns)
         session = Session(
-            number, hello.name, host, route, hello.incarnation, hello.request, member, now_ns + shared.ttl_ns, now_ns
+            number, hello.name, host, route, hello.incarnation, hello.request, member, deadline_ns, now_ns
         )
         if (other := shared.by_route.get(route)) is not None:
             self._end(other, _OTHER_SESSION, now_ns)
@@ -406,29 +422,23 @@ class Lockd:
         shared.by_process[hello.name, hello.incarnation] = session
         shared.by_name.setdefault(hello.name, {})[number] = session
         shared.figures.sessions_opened += 1
-        self._ring_at(session, session.deadline_ns)
+        self._ring_at(session, now_ns + shared.ttl_ns)
         if member:
             shared.by_replica[member.replica] = session
         changes.append(SessionOpened(number, hello.name, member.replica if member else "", hello.incarnation))
         shared.persist(*changes)
-        shared.emit(Note(f"session {number} of {host} is open"))
+        shared.out.append(Note(f"session {number} of {host} is open"))
         claimed = bool(shared.expected)
         shared.send(route, self._welcome(session, now_ns, claimed))
+        for token, lost in believed.items():
+            session.broken[token] = lost
+            shared.send(route, lost)
         if member and replica:
             self._members.tell_view(session)
             self._members.take_heads(member.replica, replica, reads, now_ns)
         if shared.expected:
             self._restart.claim(session, hello)
-        back = [
-            number
-            for number, expected in shared.expected.items()
-            if (
-                expected.replica == member.replica
-                if member
-                else (expected.name, expected.incarnation) == (hello.name, hello.incarnation)
-            )
-        ]
-        self._restart.arrived(now_ns, set(back))
+        self._restart.back(session, now_ns)
 
     def _reconnected(self, session: Session, now_ns: int) -> None:
         session.connected = True
@@ -499,17 +509,17 @@ class Lockd:
             claimed,
         )
 
-    def _end(self, session: Session, why: Over, now_ns: int) -> None:
-        """End a session, durably before anybody hears of it."""
+    def _end(self, session: Session, why: Over, now_ns: int, believed: Collection[int] = ()) -> None:
+        """End a session, durably before anybody hears of it; its client believes that it has these tokens' locks."""
         self._shared.persist(SessionEnded(session.id))
-        self._forget(session, why, now_ns)
+        self._forget(session, why, now_ns, believed)
 
-    def _forget(self, session: Session, why: Over, now_ns: int) -> None:
+    def _forget(self, session: Session, why: Over, now_ns: int, believed: Collection[int] = ()) -> None:
         shared = self._shared
         shared.figures.sessions_ended[why.ending] += 1
         text = f"session {session.id} of {session.host} is over: {why.text}"
         if why.ending == "goodbye" or not (session.member or session.holds):
-            shared.emit(Note(text))
+            shared.out.append(Note(text))
         else:
             shared.fault(now_ns, text)
         touched: dict[str, Lock] = {}
@@ -520,7 +530,8 @@ class Lockd:
             hold = lock.holds.pop(token)
             shared.lose(lock, hold, "session", now_ns)
             if why.ending != "goodbye":
-                shared.delay(lock, token, Delay(session.id, hold.mode, now_ns + shared.lock_delay_ns))
+                over_ns = max(now_ns, session.deadline_ns) if token in believed else now_ns
+                shared.delay(lock, token, Delay(session.id, hold.mode, over_ns + shared.lock_delay_ns))
             shared.figures.fault(now_ns, f"{session.host} lost {name}, held under token {format_token(token)}")
             if lock.file and hold.mode == "exclusive":
                 lock.file.clean, lock.file.astray, lock.file.settle_ns = None, True, 0

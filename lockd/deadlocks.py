@@ -9,7 +9,7 @@ for exclusive and shared locks, for conversions and for semaphores, of which any
 What is not known to be held by one who waits counts as given back in time: a hold without an owner, or one that a
 request without an owner converts; one that its client may keep unused; everything of a client whose connection is
 down. So no alarm is false; a client that comes back is looked at again, and so are those who wait for a hold that is
-said to be in use, or that is not converted after all.
+said to be in use, or that is not converted after all. Nor does a try stand for a wait: it is over in a moment.
 """
 
 from collections.abc import Iterator
@@ -61,17 +61,36 @@ class _Reduction:
     stuck: dict[Owner, Waiter] = field(default_factory=dict)
 
 
-def deadlock(shared: Shared, waiter: Waiter) -> str | None:
-    """Return the cycle in words that a waiter's wait has closed, None where it can end."""
-    owner = (waiter.session, waiter.owner)
-    first = shared.locks[shared.sessions[waiter.session].waits[waiter.request]]
-    if not waiter.owner or not any(_wait_of(shared, hold) is not None for hold in first.holds.values()):
-        return None  # its holders go on, and so does everybody in the queue
-    found = _reduce(shared, first.name)
-    if owner not in found.stuck:
-        return None
-    cycle = _cycle(found, owner)
-    return _in_words(shared, cycle) if cycle else None
+class Look:
+    """One look at who waits for whom, for as long as nobody begins or ends a wait or a hold.
+
+    A reduction tells it of all waiters of each lock that it has come by, so that one lock takes one.
+    """
+
+    def __init__(self, shared: Shared) -> None:
+        """Look at nothing yet."""
+        self._shared = shared
+        self._found: dict[str, _Reduction] = {}
+
+    def cycle(self, waiter: Waiter) -> str | None:
+        """Return the cycle in words that a waiter's wait has closed, None where it can end."""
+        if not waiter.owner or waiter.tries:
+            return None
+        owner = (waiter.session, waiter.owner)
+        found = self._at(self._shared.sessions[waiter.session].waits[waiter.request])
+        cycle = _cycle(found, owner) if owner in found.stuck else []
+        return _in_words(self._shared, cycle) if cycle else None
+
+    def _at(self, name: str) -> _Reduction:
+        """Return what is found of a lock."""
+        shared = self._shared
+        if name not in self._found:
+            if any(_wait_of(shared, hold) is not None for hold in shared.locks[name].holds.values()):
+                found = _reduce(shared, name)
+                self._found |= dict.fromkeys(found.queues, found)
+            else:
+                self._found[name] = _Reduction(shared)  # its holders go on, and so does everybody in the queue
+        return self._found[name]
 
 
 def _wait_of(shared: Shared, hold: Hold) -> str | None:
@@ -95,7 +114,7 @@ def _reduce(shared: Shared, first: str) -> _Reduction:
         queue = found.queues[name] = _Queue(lock, list(lock.queue.values()), {})
         loose: set[int] = set()
         for waiter in queue.waiters:
-            if waiter.owner and shared.can_be_served(lock, waiter):
+            if waiter.owner and not waiter.tries and shared.can_be_served(lock, waiter):
                 found.stuck[waiter.session, waiter.owner] = waiter
             else:
                 loose.add(waiter.converts)

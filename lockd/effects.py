@@ -60,7 +60,14 @@ class ForgetAcked(Value, frozen=True):
     token: int
 
 
-Change = Rebuilt | ForgetAcked | ReplicaSeen | SessionOpened | SessionEnded | InSyncChanged
+class LeasesGiven(Value, frozen=True):
+    """No client goes by a longer lease, or relies on a longer lock delay, than these."""
+
+    ttl_ns: int
+    lock_delay_ns: int
+
+
+Change = Rebuilt | ForgetAcked | ReplicaSeen | SessionOpened | SessionEnded | InSyncChanged | LeasesGiven
 
 
 @mutable_dataclass(slots=True)
@@ -70,7 +77,8 @@ class Durable:
     `epochs` are the random ids of all epochs, this one's too, and how often an in-sync set changed in each. `sessions`
     were open when the last lockd ended, `holds` (their grants) in force; `left` is what each lock's holders left. The
     last two are written behind: a power cut can take their ends. What `left` says was acked under `forgotten`, or an
-    older token, does not count. With `rebuild` all this was lost: it is taken from that many replicas.
+    older token, does not count. With `rebuild` all this was lost: it is taken from that many replicas. `leases` are the
+    longest that clients may still go by, 0 where that is not known.
     """
 
     group: str
@@ -84,6 +92,7 @@ class Durable:
     left: dict[str, "KeepLeft"] = field(default_factory=dict)
     forgotten: int = 0
     rebuild: int = 0
+    leases: LeasesGiven = field(default_factory=lambda: LeasesGiven(0, 0))
 
 
 class Persist(Value, frozen=True):

@@ -124,7 +124,7 @@ def _grace_end_ns(shared: Shared) -> int:
     """Return when lockd waits no more for sessions of the last one, 0 where it does not."""
     if not shared.expected:
         return 0
-    return min([at_ns for at_ns, session, _, lock in shared.timers if not session and not lock], default=0)
+    return min([at_ns for at_ns, *what in shared.timers if not any(what)], default=0)
 
 
 def _behind(file: FileState, replica: str) -> int | None:

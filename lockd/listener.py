@@ -21,14 +21,23 @@ _CHUNK: Final = 1 << 14
 _BACKLOG: Final = 1024
 _ACCEPTS_MAX: Final = 64
 _EVENTS_MAX: Final = 256
+_FRAMES_MAX: Final = 64
+"""So many frames of one connection are taken in at once, then it is the others' turn."""
 _PARTS_MAX: Final = 3
+_MALFORMED_MAX: Final = 100
+"""Who has sent so many malformed messages over one connection is closed."""
 _ROUTE_BYTES_MAX: Final = 255
+_UNSENT_READ_MAX: Final = 1 << 20
+"""Who has more than so many bytes to take from us is not read until it has taken all: its answers cannot pile up."""
+_UNSENT_BYTES_MAX: Final = FRAME_BYTES_MAX
+"""Who has more than so many bytes to take is closed: lockd sends unasked too."""
 _HANDSHAKE_S: Final = 30.0
 _SOON_S: Final = 200e-6
 """As long as two wake-ups take on a machine whose cores sleep when they can."""
 _PAUSE_S: Final = 1.0
 """Where the system has no descriptor left, nobody is let in for so long."""
 _LINGER_S: Final = 0.2
+_DOWN: Final = select.EPOLLHUP | select.EPOLLERR
 
 
 class Unreachable(Exception):
@@ -36,19 +45,25 @@ class Unreachable(Exception):
 
 
 class Full(Exception):
-    """Who is connected under this route does not read what it is sent."""
+    """Who was connected under this route does not read what it is sent, and was closed."""
 
 
 class _Peer:
-    """One connection. `route` is "" until it is known; `unsent` waits until the system takes it."""
+    """One connection. `route` is "" until it is known; `unsent` waits until the system takes it.
 
-    __slots__ = ("began_s", "frames", "parts", "route", "socket", "unsent")
+    `left` are frames that have come and wait for their turn. While `paused` nothing is read.
+    """
+
+    __slots__ = ("began_s", "frames", "left", "malformed", "parts", "paused", "route", "socket", "unsent")
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
         self.frames = Frames()
         self.route = b""
+        self.left: list[tuple[int, bytes]] = []
         self.parts: list[bytes] = []
+        self.malformed = 0
+        self.paused = False
         self.unsent = bytearray()
         self.began_s = time.monotonic()
 
@@ -64,6 +79,8 @@ class Listener:
         self._peers: dict[int, _Peer] = {}
         self._routes: dict[bytes, _Peer] = {}
         self._strangers: dict[int, _Peer] = {}
+        self._left: set[_Peer] = set()
+        self._closed: list[bytes] = []
         self._closed_until_s = 0.0
         self._unnamed = 0
         self._paths: list[Path] = []
@@ -115,15 +132,28 @@ class Listener:
                 self._poll.modify(door, select.EPOLLIN)
         if self._strangers:
             wait_s = min(wait_s, 1.0)
+        if self._closed:
+            closed, self._closed = self._closed, []
+            yield from [(route, None) for route in closed if route not in self._routes]
+            wait_s = 0.0
+        late = [peer for peer in self._left if not peer.paused] if self._left else ()
+        if late:
+            wait_s = 0.0  # the system tells nothing of what is here already
         for descriptor, event in self._wait(wait_s, soon):
             peer = self._peers.get(descriptor)
             if peer is not None:
                 if event & select.EPOLLOUT:
                     self._flush(peer)
-                if event & ~select.EPOLLOUT:
+                if peer.paused:
+                    if event & _DOWN:
+                        yield from self._lost(peer)
+                elif event & ~select.EPOLLOUT and not peer.left:
                     yield from self._read(peer)
             elif descriptor in self._doors:
                 self._let_in(self._doors[descriptor])
+        for peer in late:
+            if peer.left:  # it may have been closed meanwhile
+                yield from self._read(peer)
         if self._strangers:
             self._send_off()
 
@@ -141,13 +171,18 @@ class Listener:
         peer = self._routes.get(route)
         if peer is None:
             raise Unreachable
-        data = framed(message)
-        if peer.unsent:
-            if len(peer.unsent) > FRAME_BYTES_MAX:
-                raise Full
-            peer.unsent += data
-            return
-        self._write(peer, data)
+        if len(peer.unsent) > _UNSENT_BYTES_MAX:
+            self._close(peer)
+            raise Full
+        self._write(peer, framed(message))
+
+    def malformed(self, route: bytes) -> None:
+        """Take in that a message along this route was malformed; who sends too many is closed."""
+        peer = self._routes.get(route)
+        if peer is not None:
+            peer.malformed += 1
+            if peer.malformed >= _MALFORMED_MAX:
+                self._close(peer)
 
     def close(self) -> None:
         """Send what is left as far as that is quickly done, and give the endpoints back."""
@@ -203,42 +238,47 @@ class Listener:
                 return
             self._drop(peer)
 
-    def _read(self, peer: _Peer) -> Iterator[tuple[bytes, list[bytes] | None]]:
+    def _read(self, peer: _Peer) -> list[tuple[bytes, list[bytes] | None]]:
+        """Return what has come over a connection, as far as it is its turn."""
+        frames = peer.left
+        if not frames:
+            try:
+                chunk = peer.socket.recv(_CHUNK)
+                if not chunk:
+                    return self._lost(peer)
+                frames = peer.frames.feed(chunk)
+            except BlockingIOError:
+                return []
+            except (OSError, WrongWire):
+                return self._lost(peer)
+        if peer.left or len(frames) > _FRAMES_MAX:
+            frames, peer.left = frames[:_FRAMES_MAX], frames[_FRAMES_MAX:]
+            if peer.left:
+                self._left.add(peer)
+            else:
+                self._left.discard(peer)
+        found: list[tuple[bytes, list[bytes] | None]] = []
         try:
-            chunk = peer.socket.recv(_CHUNK)
-        except BlockingIOError:
-            return
-        except OSError:
-            chunk = b""
-        if not chunk:
-            yield from self._lost(peer)
-            return
-        frames = peer.frames
-        frames.feed(chunk)
-        try:
-            if not peer.route and not self._shake_hands(peer):
-                return
-            while (frame := frames.take()) is not None:
-                flags, body = frame
-                if flags & COMMAND:
-                    if (answer := pong(body)) is not None:
-                        self._write(peer, answer)
+            for flags, body in frames:
+                if not peer.route:
+                    self._shake_hands(peer, flags, body)
+                elif not flags & (COMMAND | MORE):
+                    if peer.parts:
+                        found.append((peer.route, [*peer.parts, body]))
+                        peer.parts = []
+                    else:
+                        found.append((peer.route, [body]))
                 elif flags & MORE:
                     if len(peer.parts) < _PARTS_MAX:
                         peer.parts.append(body)
-                else:
-                    parts, peer.parts = [*peer.parts, body], []
-                    yield peer.route, parts
-                    if peer.frames is not frames:
-                        return  # it was replaced, or closed, meanwhile
+                elif (answer := pong(body)) is not None:
+                    self._write(peer, answer)
         except WrongWire:
-            yield from self._lost(peer)
+            found += self._lost(peer)
+        return found
 
-    def _shake_hands(self, peer: _Peer) -> bool:
-        """Go on with a connection's beginning; tell whether it is over. Raises WrongWire."""
-        if not peer.frames.greeted or (frame := peer.frames.take()) is None:
-            return False
-        flags, body = frame
+    def _shake_hands(self, peer: _Peer, flags: int, body: bytes) -> None:
+        """Take in how a connection begins. Raises WrongWire."""
         if not flags & COMMAND:
             raise WrongWire("it does not begin with READY")
         route = properties(body).get(b"identity", b"")
@@ -253,7 +293,6 @@ class Listener:
         self._routes[route] = peer
         del self._strangers[peer.socket.fileno()]
         self._write(peer, ready(b"ROUTER", b""))
-        return True
 
     def _write(self, peer: _Peer, data: bytes) -> None:
         try:
@@ -266,6 +305,9 @@ class Listener:
             if not peer.unsent:
                 self._poll.modify(peer.socket, select.EPOLLIN | select.EPOLLOUT)
             peer.unsent += data[sent:]
+            if len(peer.unsent) > _UNSENT_READ_MAX and not peer.paused:
+                peer.paused = True
+                self._poll.modify(peer.socket, select.EPOLLOUT)
 
     def _flush(self, peer: _Peer) -> None:
         try:
@@ -273,23 +315,29 @@ class Listener:
         except OSError:
             return
         if not peer.unsent:
+            peer.paused = False
             self._poll.modify(peer.socket, select.EPOLLIN)
 
-    def _lost(self, peer: _Peer) -> Iterator[tuple[bytes, None]]:
-        route = peer.route
-        current = self._routes.get(route) is peer
+    def _close(self, peer: _Peer) -> None:
+        """Close a connection from our side; `events` tells of it, as of one that went down."""
         self._drop(peer)
-        if current:
-            yield route, None
+        self._closed.append(peer.route)
+
+    def _lost(self, peer: _Peer) -> list[tuple[bytes, list[bytes] | None]]:
+        """Close a connection that is down; return that its route leads nowhere, if it has not another one already."""
+        current = self._routes.get(peer.route) is peer
+        self._drop(peer)
+        return [(peer.route, None)] if current else []
 
     def _drop(self, peer: _Peer) -> None:
         """Close a connection."""
         descriptor = peer.socket.fileno()
         del self._peers[descriptor]
         self._strangers.pop(descriptor, None)
+        self._left.discard(peer)
+        peer.left = []
         if self._routes.get(peer.route) is peer:
             del self._routes[peer.route]
-        peer.frames = Frames()
         self._poll.unregister(descriptor)
         peer.socket.close()
 

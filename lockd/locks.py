@@ -8,7 +8,10 @@ from common.records import EMPTY, Version
 
 
 class Waiter(Struct):
-    """A place in the queue, since lockd's nanosecond `since_ns`; `owner`, `converts` and `sticky` as in its Acquire."""
+    """A place in the queue, since lockd's nanosecond `since_ns`; `owner`, `converts` and `sticky` as in its Acquire.
+
+    One that `tries` wants the lock now or not at all: it stays a moment for what was recalled.
+    """
 
     session: int
     request: int
@@ -17,6 +20,7 @@ class Waiter(Struct):
     owner: int = 0
     converts: int = 0
     sticky: bool = False
+    tries: bool = False
 
 
 class Hold(Struct):
@@ -95,7 +99,7 @@ class Lock(Struct):
 
     def admits(self, mode: Mode, converts: int = 0) -> bool:
         """Tell whether a grant of `mode` can join the holds in force, but for the one that it `converts`."""
-        others = len(self.holds) + len(self.delays) - (converts in self.holds)
+        others = len(self.holds) + len(self.delays) - bool(converts and converts in self.holds)
         if self.limit:
             return others < self.limit
         if not others:
@@ -103,6 +107,14 @@ class Lock(Struct):
         # Who holds it exclusively is alone, so that all are of the same mode.
         one = next(iter(self.holds.values()), None) or next(iter(self.delays.values()))
         return mode == "shared" == one.mode
+
+    def in_the_way(self, mode: Mode, converts: int = 0) -> list[Hold]:
+        """Return the holds that a grant of `mode` cannot be together with; of a semaphore any of which has to end."""
+        return [
+            hold
+            for hold in self.holds.values()
+            if hold.token != converts and (self.limit or not mode == hold.mode == "shared")
+        ]
 
 
 def new_file(in_sync: tuple[str, ...]) -> FileState:

@@ -1,5 +1,6 @@
 """lockd's core: what operators ask of locks that others hold. No I/O."""
 
+from common.eventlog import shorten
 from common.messages import Break, Broken, CallBack, CalledBack, Refused
 from common.tokens import format_token
 from lockd.queues import Queues
@@ -16,7 +17,9 @@ def break_hold(shared: Shared, queues: Queues, session: Session, message: Break,
     if lock is None or hold is None:
         token = format_token(message.token)
         held = ", ".join(format_token(each) for each in lock.holds) if lock else ""
-        reason = f"{message.lock} is not held under token {token}, but {f'under {held}' if held else 'by nobody'}"
+        reason = (
+            f"{shorten(message.lock)} is not held under token {token}, but {f'under {held}' if held else 'by nobody'}"
+        )
         _refuse(shared, session, message.request, reason)
         return
     holder = shared.sessions[hold.session]
@@ -36,7 +39,7 @@ def call_back(shared: Shared, queues: Queues, session: Session, message: CallBac
         return
     lock = shared.locks.get(message.lock)
     if lock is None or not lock.holds:
-        _refuse(shared, session, message.request, f"{message.lock} is held by nobody")
+        _refuse(shared, session, message.request, f"{shorten(message.lock)} is held by nobody")
         return
     hosts: dict[bool, list[str]] = {True: [], False: []}
     for hold in lock.holds.values():

@@ -5,7 +5,8 @@ the front of the queue. A file's lock goes to members of its in-sync set alone; 
 """
 
 from collections.abc import Iterator
-from itertools import islice, takewhile
+from itertools import takewhile
+from typing import Final
 
 from common.clock import merge
 from common.grantlog import GrantLine
@@ -28,10 +29,13 @@ from common.messages import (
 from common.names import file_name_problem, lock_name_problem
 from common.records import EMPTY, Version
 from common.tokens import format_token, make_token
-from lockd.deadlocks import deadlock
+from lockd.deadlocks import Look
 from lockd.effects import InSyncChanged, KeepLeft, LogGrant, Note
 from lockd.locks import Delay, FileState, Hold, Lock, Waiter, new_file
 from lockd.shared import Session, Shared
+
+_TRY_NS_MAX: Final = 200_000_000
+"""A try waits so long at the most for what may be kept unused: a client that keeps it answers within milliseconds."""
 
 
 class Queues:
@@ -64,6 +68,12 @@ class Queues:
             self._refuse(session, request, problem, "request")
             return
         if shared.expected:
+            if (session.id, request) not in self.early and len(self.early) >= LOCKS_MAX:
+                reason = (
+                    f"lockd has just started, and keeps at most {LOCKS_MAX} requests until it grants; try again later"
+                )
+                self._refuse(session, request, reason, "request")
+                return
             self.early.setdefault((session.id, request), (message, since_ns))
             return
         lock = shared.locks.get(message.lock)
@@ -80,11 +90,21 @@ class Queues:
             return
         deadline_ns = since_ns + message.wait_ms * 1_000_000
         if deadline_ns <= now_ns:
-            self.wait_over(session, request, now_ns)  # a try waits for nobody, so it closes no cycle
-            return
+            if not self._may_come_back(lock, waiter):
+                self.wait_over(session, request, now_ns)
+                return
+            waiter.tries, deadline_ns = True, now_ns + min(_TRY_NS_MAX, shared.ttl_ns)
         shared.ring(deadline_ns, session.id, request, "")
         if message.converts or message.owner in session.owned:
             self._refuse_deadlocked([waiter], now_ns)
+
+    def _may_come_back(self, lock: Lock, waiter: Waiter) -> bool:
+        """Tell whether nothing is known to be in a waiter's way but what may be kept unused, and was recalled."""
+        if lock.delays or self.first(lock) is not waiter:
+            return False
+        in_the_way = [hold for hold in lock.holds.values() if hold.token != waiter.converts]
+        connected = all(self._shared.sessions[hold.session].connected for hold in in_the_way)
+        return bool(in_the_way) and connected and all(hold.sticky and hold.recalled for hold in in_the_way)
 
     def _enqueue(self, lock: Lock, session: Session, waiter: Waiter) -> None:
         """Put a waiter into its place: the last one; of one that converts a hold, before all who wait for that."""
@@ -119,16 +139,23 @@ class Queues:
     def _refuse_deadlocked(self, waiters: list[Waiter], now_ns: int) -> None:
         """Refuse, of these waiters, each whose wait closes a cycle: as few as it takes."""
         shared = self._shared
-        for waiter in waiters:
+
+        def only_waits(waiter: Waiter) -> bool:
+            return not waiter.converts and waiter.owner not in shared.sessions[waiter.session].owned
+
+        look = Look(shared)
+        # Who holds nothing is in a cycle only by its place in a queue: mostly that goes on without it.
+        for waiter in sorted(waiters, key=only_waits):
             session = shared.sessions[waiter.session]
             if waiter.request not in session.waits:
                 continue  # it was granted, when another one was refused
-            cycle = deadlock(shared, waiter)
+            cycle = look.cycle(waiter)
             if cycle is not None:
                 lock = self.dequeue(session, waiter.request)
                 shared.fault(now_ns, f"deadlock: {cycle}; {session.host} is refused")
                 self._refuse(session, waiter.request, f"deadlock: {cycle}", "deadlock")
                 self._without(lock, waiter, now_ns)
+                look = Look(shared)
 
     def _without(self, lock: Lock, waiter: Waiter, now_ns: int) -> None:
         """Go on after a waiter has left the queue without a grant: those behind may fit in now."""
@@ -149,6 +176,9 @@ class Queues:
     def _acquire_problem(self, session: Session, message: Acquire) -> str | None:
         shared = self._shared
         lock = shared.locks.get(message.lock)
+        name_problem = file_name_problem if message.kind == "file" else lock_name_problem
+        if lock is None and (problem := name_problem(message.lock)):
+            return problem  # before anything that repeats the name, which can have any length
         if lock is not None:
             if lock.kind != message.kind:
                 return f"{message.lock} is {'a file' if lock.kind == 'file' else 'a lock without a file'} here"
@@ -165,7 +195,7 @@ class Queues:
             return (
                 f"{message.lock} is not held under token {format_token(message.converts)}, so that cannot be converted"
             )
-        if lock is not None and any(each.converts == message.converts for each in _conversions(lock)):
+        if message.converts and lock and any(each.converts == message.converts for each in _conversions(lock)):
             return f"the hold of {message.lock} under token {format_token(message.converts)} is being converted already"
         if message.kind == "file" and (message.limit or message.converts):
             return "a file's lock is no semaphore, and is not converted"
@@ -174,10 +204,10 @@ class Queues:
         if message.limit and (message.mode == "exclusive" or message.limit > SEMAPHORE_MAX):
             return f"a semaphore is taken shared, by 1 to {SEMAPHORE_MAX} at once"
         if message.kind == "plain":
-            return lock_name_problem(message.lock)
+            return None
         if session.member is None:
             return "a client without a replica cannot lock a file"
-        return file_name_problem(message.lock) or (self._clash(message.lock) if lock is None else None)
+        return self._clash(message.lock) if lock is None else None
 
     def _clash(self, name: str) -> str | None:
         shared = self._shared
@@ -206,7 +236,7 @@ class Queues:
                 del lock.delays[token]
         delayed = file is None and now_ns < shared.plain_from_ns
         while not delayed and (waiter := self.first(lock)) is not None:
-            mode: Mode = "exclusive" if file and file.clean is None else waiter.mode
+            mode = _mode_of(lock, waiter)
             if not lock.admits(mode, waiter.converts):
                 self.recall(lock, waiter.converts)
                 break
@@ -259,7 +289,10 @@ class Queues:
 
     def first(self, lock: Lock) -> Waiter | None:
         """Return the first waiter that can be served, None if there is none."""
-        return next((waiter for waiter in lock.queue.values() if self._shared.can_be_served(lock, waiter)), None)
+        for waiter in lock.queue.values():
+            if self._shared.can_be_served(lock, waiter):
+                return waiter
+        return None
 
     def _grant(self, lock: Lock, waiter: Waiter, mode: Mode, now_ns: int) -> None:
         shared = self._shared
@@ -305,7 +338,7 @@ class Queues:
         if waiter.mode == "exclusive":
             clock = merge(clock, lock.readers_clock)
         waited_ms = f"{(now_ns - waiter.since_ns) / 1e6:.3f}"
-        shared.emit(
+        shared.out.append(
             LogGrant(
                 GrantLine(
                     now_ns // 1000,
@@ -407,13 +440,15 @@ class Queues:
         """Have what the holders left kept, behind."""
         shared = self._shared
         acked, token = (lock.file.acked, lock.file.acked_token) if lock.file else (EMPTY, 0)
-        shared.emit(KeepLeft(lock.name, lock.writers_clock, lock.readers_clock, acked, token))
+        shared.out.append(KeepLeft(lock.name, lock.writers_clock, lock.readers_clock, acked, token))
 
     def cancel(self, session: Session, request: int, now_ns: int) -> None:
         """Take a waiter out of its queue, or back the grant that is under way to it."""
         shared = self._shared
-        self.early.pop((session.id, request), None)
-        if request in session.waits:
+        early, _ = self.early.pop((session.id, request), (None, 0))
+        if early is not None and early.converts:
+            self._refuse(session, request, "it was cancelled", "wait")
+        elif request in session.waits:
             waiter = shared.locks[session.waits[request]].queue[session.id, request]
             if waiter.converts:
                 self._refuse(session, request, "it was cancelled", "wait")
@@ -472,6 +507,9 @@ class Queues:
         shared.let_go(lock, hold)
         hold.sticky, hold.owner = False, message.owner
         shared.hold(lock, hold)
+        for waiter in [waiter for waiter in lock.queue.values() if waiter.tries]:
+            if not self._may_come_back(lock, waiter):
+                self.wait_over(shared.sessions[waiter.session], waiter.request, now_ns)
         self._refuse_deadlocked(list(lock.queue.values()), now_ns)
 
     def broken(self, lock: Lock, hold: Hold, reason: str, now_ns: int) -> int:
@@ -498,6 +536,8 @@ class Queues:
         """Take a hold out of force, and refuse what was to convert it."""
         session = self._shared.sessions[hold.session]
         self._shared.let_go(lock, hold)
+        if not lock.queue:
+            return
         for waiter in [waiter for waiter in _conversions(lock) if waiter.converts == hold.token]:
             self.dequeue(session, waiter.request)
             reason = f"{lock.name} is not held any more under token {format_token(hold.token)}"
@@ -509,22 +549,26 @@ class Queues:
             return
         waiter = self._shared.locks[session.waits[request]].queue[session.id, request]
         lock = self.dequeue(session, request)
-        self._refuse(session, request, f"no grant in time: {self._why(lock, session, now_ns)}", "wait")
+        self._refuse(session, request, f"no grant in time: {self._why(lock, waiter, now_ns)}", "wait")
         self._without(lock, waiter, now_ns)
 
-    def _why(self, lock: Lock, session: Session, now_ns: int) -> str:
+    def _why(self, lock: Lock, waiter: Waiter, now_ns: int) -> str:
         shared = self._shared
-        if lock.holds:
+        session = shared.sessions[waiter.session]
+        mode = _mode_of(lock, waiter)
+        admits = lock.admits(mode, waiter.converts)
+        holds = [] if admits else lock.in_the_way(mode, waiter.converts)
+        if holds:
             holders = [
                 f"{shared.sessions[hold.session].host} under token {format_token(hold.token)}"
-                for hold in islice(lock.holds.values(), INSPECT_NAMES_MAX)
+                for hold in holds[:INSPECT_NAMES_MAX]
             ]
-            if len(lock.holds) > len(holders):
-                holders.append(f"{len(lock.holds) - len(holders)} more")
+            if len(holds) > len(holders):
+                holders.append(f"{len(holds) - len(holders)} more")
             return f"{lock.name} is held by {', '.join(holders)}"
         if lock.file is None and now_ns < shared.plain_from_ns:
             return f"others may have lost {lock.name} when lockd started anew, and it is kept free for the lock delay"
-        if lock.delays:
+        if lock.delays and not admits:
             return f"{lock.name} was lost by its holder, and is kept free for the lock delay"
         if lock.file and not any(replica in shared.by_replica for replica in lock.file.in_sync):
             absent = ", ".join(shared.replicas[replica].host for replica in lock.file.in_sync)
@@ -552,7 +596,7 @@ class Queues:
         assert lock.file is not None
         self.set_in_sync(lock, (*lock.file.in_sync, *replicas))
         names = ", ".join(shared.replicas[replica].host for replica in replicas)
-        shared.emit(Note(f"{names} joined the in-sync set of {lock.name}"))
+        shared.out.append(Note(f"{names} joined the in-sync set of {lock.name}"))
         for replica in replicas:
             lock.file.reports.pop(replica, None)
             if lock.file.patience[2] == replica:
@@ -602,6 +646,11 @@ class Queues:
 def _conversions(lock: Lock) -> Iterator[Waiter]:
     """Return the waiters that convert a hold: they come before all others."""
     return takewhile(lambda waiter: waiter.converts, lock.queue.values())
+
+
+def _mode_of(lock: Lock, waiter: Waiter) -> Mode:
+    """Return in which mode a waiter is to be granted a lock: an unclean file's exclusively, since it is settled."""
+    return "exclusive" if lock.file and lock.file.clean is None else waiter.mode
 
 
 def _limited(limit: int) -> str:

@@ -1,14 +1,16 @@
 """lockd's core: how a new lockd takes over from the last one, or begins without its state. No I/O.
 
 Locks on files are void at once. Locks without a file are for their holders to claim, and nothing is granted, until
-the last lockd's sessions are back, a ttl at the most. Where the state is lost, it is taken from the replicas.
+the last lockd's sessions are back, at the most until their leases are over: that lockd's ttl, which can have been
+longer, is in the state. Where the state is lost, it is taken from the replicas.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from functools import reduce
 
 from common.clock import Clock, merge
 from common.grantlog import GrantLine
+from common.limits import INSPECT_NAMES_MAX, SEMAPHORE_MAX
 from common.messages import Grant, Head, Held, Hello, Lost, ReplicaHello
 from common.names import lock_name_problem
 from common.records import EMPTY
@@ -18,11 +20,13 @@ from lockd.effects import (
     Durable,
     ForgetAcked,
     InSyncChanged,
+    LeasesGiven,
     LogGrant,
     Note,
     Rebuilt,
     ReplicaSeen,
     SessionEnded,
+    SessionOpened,
 )
 from lockd.identities import new_host, taken
 from lockd.locks import FileState, Hold, Lock
@@ -38,10 +42,18 @@ class Restart:
         self._shared = shared
         self._queues = queues
         self._before = {line.token: line for line in durable.holds}
+        self._leases = durable.leases
+        self._lock_delay_ns = max(shared.lock_delay_ns, durable.leases.lock_delay_ns)
+        self.last_leases_ns = 0
+        """Until then a client that has not heard of this lockd may go by a lease of the last one."""
         self._claims: dict[str, dict[int, tuple[int, Held]]] = {}
         self._rebuild = durable.rebuild
         self._rebuild_ns = 0
         self._survivors: dict[str, tuple[bytes, Hello]] = {}
+        self._expected_of: dict[str | tuple[str, str], set[int]] = {}
+        for number, before in shared.expected.items():
+            for client in (before.replica, (before.name, before.incarnation)):
+                self._expected_of.setdefault(client, set()).add(number)
 
     @property
     def rebuilding(self) -> bool:
@@ -49,17 +61,26 @@ class Restart:
         return self._rebuild > 0
 
     def begin(self, now_ns: int) -> None:
-        """Void the locks on files that the last lockd had granted; wait for its sessions, a ttl at the most."""
+        """Void the locks on files that the last lockd had granted; wait for its sessions, a lease at the most."""
         shared = self._shared
-        self._rebuild_ns = now_ns + shared.ttl_ns
+        wait_ns = max(shared.ttl_ns, self._leases.ttl_ns)
+        self._rebuild_ns = now_ns + wait_ns
+        wait_ns += self._lock_delay_ns - shared.lock_delay_ns  # as if its lock delay were ours
+        self.last_leases_ns = now_ns + wait_ns
+        self._keep_leases(LeasesGiven(max(shared.ttl_ns, self._leases.ttl_ns), self._lock_delay_ns))
+        if shared.expected or wait_ns > shared.ttl_ns:
+            shared.ring(self.last_leases_ns, 0, 0, "")
         self._void([t for t, line in self._before.items() if line.lock in shared.locks or not shared.expected], now_ns)
         if shared.epoch > 1:
-            # Which locks the last lockd had lost shortly before, and kept free, nothing tells.
             self._delay_plain(now_ns)
         if shared.expected:
-            shared.ring(now_ns + shared.ttl_ns, 0, 0, "")
-            names = ", ".join(sorted(session.name for session in shared.expected.values()))
-            shared.emit(Note(f"waiting, {shared.ttl_ns / 1e9:g} s at the most, for the sessions of {names}"))
+            names = _names(shared.expected.values())
+            shared.out.append(Note(f"waiting, {wait_ns / 1e9:g} s at the most, for the sessions of {names}"))
+
+    def back(self, session: Session, now_ns: int) -> None:
+        """Expect no more what a client goes on with in its new session: its replica's, or without one its process's."""
+        client = session.member.replica if session.member else (session.name, session.incarnation)
+        self.arrived(now_ns, self._expected_of.get(client, set()) & self._shared.expected.keys())
 
     def arrived(self, now_ns: int, numbers: set[int]) -> None:
         """Expect these sessions of the last lockd no more; go to work when no other is expected."""
@@ -71,6 +92,8 @@ class Restart:
         shared.persist(*[SessionEnded(number) for number in sorted(numbers)])
         if shared.expected:
             return
+        # What is not claimed can have been lost just now, since its holder's lease ran out meanwhile.
+        self._delay_plain(now_ns)
         self._settle_claims(now_ns)
         releases, self._queues.early_releases = self._queues.early_releases, {}
         for (number, _), release in releases.items():
@@ -84,20 +107,30 @@ class Restart:
             self._queues.advance(lock, now_ns)
 
     def absent(self, now_ns: int) -> None:
-        """Go on without the sessions of the last lockd that are not back in time."""
+        """Go on without the sessions of the last lockd that are not back in time: all its leases are over."""
         shared = self._shared
+        self._lock_delay_ns = shared.lock_delay_ns
+        self._keep_leases(LeasesGiven(shared.ttl_ns, shared.lock_delay_ns))
+        if not shared.expected:
+            return
         shared.figures.sessions_ended["absent"] += len(shared.expected)
-        names = ", ".join(sorted(session.name for session in shared.expected.values()))
-        shared.figures.fault(now_ns, f"not back after lockd's start: {names}")
-        # Those who are not back may not know yet that their locks without a file are lost.
-        self._delay_plain(now_ns)
+        shared.fault(now_ns, f"not back after lockd's start: {_names(shared.expected.values())}")
         self.arrived(now_ns, set(shared.expected))
 
+    def _keep_leases(self, leases: LeasesGiven) -> None:
+        """Keep for the next lockd how long leases and lock delays may be, where that has changed."""
+        if leases != self._leases:
+            self._leases = leases
+            self._shared.persist(leases)
+
     def _delay_plain(self, now_ns: int) -> None:
-        """Grant locks without a file to nobody for the lock delay; who has one keeps it."""
+        """Grant locks without a file to nobody for the lock delay; who has one keeps it.
+
+        Which of them somebody has lost shortly before, and may still be about to stop using, nothing tells.
+        """
         shared = self._shared
-        if shared.lock_delay_ns:
-            shared.plain_from_ns = now_ns + shared.lock_delay_ns
+        if self._lock_delay_ns:
+            shared.plain_from_ns = now_ns + self._lock_delay_ns
             shared.ring(shared.plain_from_ns, 0, 1, "")
 
     def _void(self, tokens: Iterable[int], now_ns: int) -> None:
@@ -108,15 +141,18 @@ class Restart:
             shared.figures.expiries["restart"] += 1
             shared.figures.fault(now_ns, f"{line.client} lost {line.lock}: lockd started anew")
             more = (("held_ms", f"{max(0, now_ns // 1000 - line.time_us) / 1e3:.3f}"),)
-            shared.emit(LogGrant(GrantLine(now_ns // 1000, "expiry", line.lock, line.mode, token, line.client, more)))
+            shared.out.append(
+                LogGrant(GrantLine(now_ns // 1000, "expiry", line.lock, line.mode, token, line.client, more))
+            )
 
     def claim(self, session: Session, hello: Hello) -> None:
         """Take in which locks without a file a session of the last lockd still holds."""
         shared = self._shared
         session.claimed = bool(hello.held)
         for held in hello.held:
-            lock = shared.locks.get(held.lock)
-            if lock is None and token_epoch(held.token) < shared.epoch and not lock_name_problem(held.lock):
+            of_a_lockd_before = 0 < token_epoch(held.token) < shared.epoch
+            fits = not held.limit or (held.mode == "shared" and held.limit <= SEMAPHORE_MAX)
+            if held.lock not in shared.locks and of_a_lockd_before and fits and not lock_name_problem(held.lock):
                 self._claims.setdefault(held.lock, {})[held.token] = session.id, held
             else:
                 self._tell_lost(session, held.lock, held.token)
@@ -173,7 +209,7 @@ class Restart:
         if now_ns < self._rebuild_ns:
             return []  # a holder under the lost lockd's lease may change yet what this one has
         if replica.replica not in self._survivors:
-            shared.emit(Note(f"{replica.own_host} is here, {len(group) + 1} of {self._rebuild}"))
+            shared.out.append(Note(f"{replica.own_host} is here, {len(group) + 1} of {self._rebuild}"))
         self._survivors[replica.replica] = route, hello
         survivors = [survivor for survivor in self._survivors.values() if survivor[1].group == hello.group]
         if len(survivors) < self._rebuild:
@@ -229,4 +265,11 @@ class Restart:
             shared.locks[file] = Lock(file, "file", FileState(in_sync), writers_clock=clock)
             changes.append(InSyncChanged(file, in_sync))
         shared.persist(*changes)
-        shared.emit(Note(f"rebuilt from {len(survivors)} replicas, epoch {shared.epoch}; files: {len(heads)}"))
+        shared.out.append(Note(f"rebuilt from {len(survivors)} replicas, epoch {shared.epoch}; files: {len(heads)}"))
+
+
+def _names(sessions: Collection[SessionOpened]) -> str:
+    """Return whose sessions these are, for a line: the first names, and how many more."""
+    names = sorted([session.name for session in sessions])
+    more = f" and {len(names) - INSPECT_NAMES_MAX:,} more" if len(names) > INSPECT_NAMES_MAX else ""
+    return ", ".join(names[:INSPECT_NAMES_MAX]) + more

@@ -8,6 +8,7 @@ from typing import Final, assert_never
 
 from common.diagnostics import Diagnostics, Strangers
 from common.errors import CommandError, refused
+from common.eventlog import shorten
 from common.limits import SESSIONS_MAX
 from common.messages import ToLockd
 from common.moments import SteadyClock
@@ -82,6 +83,7 @@ class Server:
             self._behind.forget_left()  # it belongs to a state that is lost
         durable.holds, durable.left, durable.rebuild = self._behind.holds, self._behind.left, rebuild
         self.core = Lockd(durable, ttl_ns, lock_delay_ns)
+        self._figures = self.core.figures
 
     def serve(self, ready: Callable[[str], None], waits: Callable[[str], None]) -> None:
         """Serve until SIGINT or SIGTERM; then end in good order. Say `ready` when locks can be had.
@@ -153,13 +155,17 @@ class Server:
         for route, parts in self._listener.events(wait_ns / 1e9, soon=soon):
             count += 1
             effects = self._handle(route, parts)
-            if gathered or any(type(effect) is Persist for effect in effects):
-                gathered += effects
-                if count % _GATHERED_MAX == 0:
-                    self._do(synced_together(gathered))
-                    gathered = []
-            else:
-                self._do(effects)
+            if not gathered:
+                for effect in effects:
+                    if type(effect) is Persist:
+                        break
+                else:
+                    self._do(effects)
+                    continue
+            gathered += effects
+            if count % _GATHERED_MAX == 0:
+                self._do(synced_together(gathered))
+                gathered = []
         if gathered:
             self._do(synced_together(gathered))
         return count > 0
@@ -168,14 +174,17 @@ class Server:
         """Have the core take in a message, or that a connection is down; return what is to be done."""
         if parts is None:
             return self.core.disconnected(route, self.clock.now_ns())
-        self.core.figures.bytes_in += len(parts[-1])
+        self._figures.bytes_in += len(parts[-1])
         try:
             if len(parts) != 1:
                 raise WireError(f"it has {len(parts)} frames, not one")
             message: ToLockd = decode(parts[0], ToLockd)  # type: ignore[arg-type]
         except WireError as error:
-            self.core.figures.malformed += 1
-            return [Note(f"dropped a message of {route.hex()}: {error}")] if self._strangers.count(route) else []
+            self._figures.malformed += 1
+            self._listener.malformed(route)
+            if not self._strangers.count(route):
+                return []
+            return [Note(f"dropped a message of {route.hex()}: {shorten(str(error))}")]  # it may quote the message
         return self.core.handle(route, message, self.clock.now_ns())
 
     def _do(self, effects: list[Effect]) -> None:
@@ -190,7 +199,7 @@ class Server:
                 case Persist():
                     began_ns = time.monotonic_ns()
                     self._state.write(effect.changes)
-                    self.core.figures.persists.add((time.monotonic_ns() - began_ns) // 1000)
+                    self._figures.persists.add((time.monotonic_ns() - began_ns) // 1000)
                 case Note():
                     self._log.note(effect.text)
                 case _:
@@ -202,10 +211,10 @@ class Server:
         self._behind_ns = now_ns
 
     def _send(self, route: bytes, frame: bytes) -> None:
-        self.core.figures.bytes_out += len(frame)
+        self._figures.bytes_out += len(frame)
         try:
             self._listener.send(route, frame)
         except Full:
-            self._log.note(f"{route.hex()} does not read its messages; one was dropped")
+            self._log.note(f"{route.hex()} does not read its messages; its connection was closed")
         except Unreachable:
             pass  # its connection went down, which the core hears of

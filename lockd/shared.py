@@ -101,18 +101,14 @@ class Shared:
         """Return how often an in-sync set has changed in this epoch."""
         return self.epochs.get(self.epoch, ("", 0))[1]
 
-    def emit(self, effect: Effect) -> None:
-        """Ask the driver for an effect, behind those asked for before."""
-        self.out.append(effect)
-
     def send(self, route: bytes, message: FromLockd) -> None:
         """Ask the driver to send a message."""
-        self.emit(Send(route, message))
+        self.out.append(Send(route, message))
 
     def answer(self, session: Session, request: int, message: FromLockd) -> None:
         """Answer a request, and keep the answer for when it comes again."""
         self.keep_answer(session, request, message)
-        self.emit(Send(session.route, message))
+        self.out.append(Send(session.route, message))
 
     def keep_answer(self, session: Session, request: int, message: FromLockd) -> None:
         """Keep what a request is to be answered by when it comes, or comes again."""
@@ -123,7 +119,7 @@ class Shared:
     def fault(self, now_ns: int, text: str) -> None:
         """Note what is no ordinary life, and keep it among the newest faults."""
         self.figures.fault(now_ns, text)
-        self.emit(Note(text))
+        self.out.append(Note(text))
 
     def refuse(self, route: bytes, hello: Hello, problem: str, now_ns: int) -> None:
         """Open no session, and say why; the client ends."""
@@ -136,7 +132,7 @@ class Shared:
         changed = sum(1 for change in changes if type(change) is InSyncChanged)
         if changed:
             self.epochs[self.epoch] = self.epoch_id, self.changes + changed
-        self.emit(Persist(changes))
+        self.out.append(Persist(changes))
 
     def log(self, event: GrantEvent, lock: Lock, hold: Hold, now_ns: int) -> None:
         """Count what became of a hold, and ask the driver to log it."""
@@ -146,7 +142,7 @@ class Shared:
         if event == "release" and not hold.kept:
             figures.ops.add((now_ns - hold.asked_ns) // 1000)
         held_ms = f"{(now_ns - hold.since_ns) / 1e6:.3f}"
-        self.emit(
+        self.out.append(
             LogGrant(
                 GrantLine(now_ns // 1000, event, lock.name, hold.mode, hold.token, client, (("held_ms", held_ms),))
             )

@@ -5,9 +5,21 @@ import sqlite3
 from pathlib import Path
 from typing import Final, assert_never
 
-from lockd.effects import Change, Durable, ForgetAcked, InSyncChanged, Rebuilt, ReplicaSeen, SessionEnded, SessionOpened
+from lockd.effects import (
+    Change,
+    Durable,
+    ForgetAcked,
+    InSyncChanged,
+    LeasesGiven,
+    Rebuilt,
+    ReplicaSeen,
+    SessionEnded,
+    SessionOpened,
+)
 
-FORMAT: Final = 3
+FORMAT: Final = 4
+_WITHOUT_LEASES: Final = 3
+"""The format before: it does not tell what leases were given."""
 
 _SCHEMA: Final = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value) WITHOUT ROWID;
@@ -63,8 +75,11 @@ class State:
                 execute(
                     "INSERT INTO meta VALUES "
                     "('format', ?), ('group', ?), ('epoch', 0), ('session', 0), ('forgotten', 0)",
-                    (FORMAT, os.urandom(8).hex()),
+                    (_WITHOUT_LEASES, os.urandom(8).hex()),
                 )
+            if self._meta("format") == _WITHOUT_LEASES:
+                execute("INSERT INTO meta VALUES ('ttl_ns', 0), ('lock_delay_ns', 0)")
+                execute("UPDATE meta SET value = ? WHERE key = 'format'", (FORMAT,))
             execute("COMMIT")
             found = self._meta("format")
         except sqlite3.OperationalError as error:
@@ -97,6 +112,7 @@ class State:
         epochs = {epoch: (id_, changes) for epoch, id_, changes in rows}
         durable = Durable(str(self._meta("group")), self._number("epoch"), epochs, self._number("session"))
         durable.forgotten = self._number("forgotten")
+        durable.leases = LeasesGiven(self._number("ttl_ns"), self._number("lock_delay_ns"))
         for row in self._connection.execute("SELECT * FROM replicas"):
             durable.replicas[row[0]] = ReplicaSeen(*row)
         for row in self._connection.execute("SELECT * FROM sessions"):
@@ -120,6 +136,9 @@ class State:
                         self._connection.executemany("INSERT INTO epochs VALUES (?, ?, ?)", rows)
                     case ForgetAcked(token):
                         execute("UPDATE meta SET value = ? WHERE key = 'forgotten'", (token,))
+                    case LeasesGiven(ttl_ns, lock_delay_ns):
+                        execute("UPDATE meta SET value = ? WHERE key = 'ttl_ns'", (ttl_ns,))
+                        execute("UPDATE meta SET value = ? WHERE key = 'lock_delay_ns'", (lock_delay_ns,))
                     case SessionOpened(session, name, replica, incarnation):
                         execute("INSERT INTO sessions VALUES (?, ?, ?, ?)", (session, name, replica, incarnation))
                         execute("UPDATE meta SET value = ? WHERE key = 'session'", (session,))

@@ -1,6 +1,6 @@
 """A process that keeps a guardian as `client lock` does, but holds no lock; it tells what the guardian says, as JSON.
 
-Usage: python -P -m tests.keeper LOCK DEADLINE_MS KILL_GRACE_MS renew|once COMMAND...
+Usage: python -P -m tests.keeper LOCK DEADLINE_MS KILL_GRACE_MS renew|once|shorten COMMAND...
 """
 
 import json
@@ -38,6 +38,8 @@ def main() -> None:
             _tell("REPLACED")
             break
         if frame is not None:
+            if renew == "shorten" and frame.kind is Kind.STARTED:
+                guardian.say(Frame(Kind.RENEW, deadline_ns() - int(deadline_ms) * 1_000_000))
             _tell(frame.kind.name, frame.first, frame.second)
             if frame.kind in (Kind.EXITED, Kind.FAILED):
                 break

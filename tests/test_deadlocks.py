@@ -42,9 +42,10 @@ OWNERS: Final = 2
 """Of each client; besides, some requests tell of no owner."""
 LIMITS: Final = {"x": 0, "y": 0, "z": 0, "pool": 2}
 STEPS: Final = 24
-FOUND: Final = (6688, 21939, 51117)
+FOUND: Final = (6688, 6826, 21939, 51117, 229873)
 """Schedules that have found something once."""
 MS: Final = 1_000_000
+TRY_NS: Final = 200 * MS
 _PART: Final = 1000
 _PROGRESS_S: Final = 10.0
 
@@ -65,7 +66,10 @@ class Has(NamedTuple):
 
 
 class Wants(NamedTuple):
-    """A request that waits, until `until_ns`; it `converts` the hold of that number, if not 0."""
+    """A request that waits, until `until_ns`; it `converts` the hold of that number, if not 0.
+
+    One that `tries` waits for what nobody may be using, and for nothing else.
+    """
 
     who: Who
     number: int
@@ -73,6 +77,7 @@ class Wants(NamedTuple):
     converts: int
     keep: bool
     until_ns: int
+    tries: bool = False
 
 
 class One(NamedTuple):
@@ -125,16 +130,16 @@ def never_served(numbers: set[int], locks: Locks, down: frozenset[int]) -> set[i
         seen.add(key)
         waiting = {wants.who for lock in now.values() for wants in lock.queue if wants.who[1]}
         for name, lock in now.items():
-            taken = [wants.converts for wants in lock.queue if not wants.who[1]]  # whose they will be nobody tells
+            # It may give up waiting, for all that is known.
+            fickle = [wants for wants in lock.queue if not wants.who[1] or wants.tries]
+            taken = [wants.converts for wants in fickle]  # whose they will be nobody tells
             changed = [
                 lock._replace(holds=tuple([each for each in lock.holds if each is not has]))
                 for has in lock.holds
                 if has.who not in waiting or not has.sure or has.who[0] in down or has.number in taken
             ]
             changed += [
-                lock._replace(queue=tuple([each for each in lock.queue if each is not wants]))
-                for wants in lock.queue
-                if not wants.who[1]  # it may give up waiting, for all that is known
+                lock._replace(queue=tuple([each for each in lock.queue if each is not wants])) for wants in fickle
             ]
             for after in changed:
                 after, events = let_in(after, down)
@@ -169,8 +174,20 @@ class Model:
         ahead = [each for each in lock.queue if each.converts or not wants.converts]
         behind = [each for each in lock.queue if not each.converts and wants.converts]
         self.put(name, lock._replace(queue=(*ahead, wants, *behind)))
-        if wants.until_ns <= now_ns and wants in self.locks[name].queue:
-            self.leave(wants, "late")
+        lock = self.locks[name]
+        if wants.until_ns <= now_ns and wants in lock.queue:
+            if self.may_come_back(lock, wants):
+                tries = wants._replace(until_ns=now_ns + TRY_NS, tries=True)
+                queue = tuple([tries if each is wants else each for each in lock.queue])
+                self.locks[name] = lock._replace(queue=queue)
+            else:
+                self.leave(wants, "late")
+
+    def may_come_back(self, lock: One, wants: Wants) -> bool:
+        """Tell whether nobody is known to use what stands in the way, and all who have it can be asked."""
+        ready = [each for each in lock.queue if each.who[0] not in self.down]
+        others = [has for has in lock.holds if has.number != wants.converts]
+        return ready[:1] == [wants] and not any(has.sure or has.who[0] in self.down for has in others)
 
     def leave(self, wants: Wants, why: Literal["late", "cancelled", "lost", ""]) -> None:
         """Take a request out of its queue, and tell why."""
@@ -193,6 +210,9 @@ class Model:
         name, lock = self.lock_of(number)
         holds = [has._replace(who=(has.who[0], owner), sure=True) for has in lock.holds if has.number == number]
         self.locks[name] = lock._replace(holds=(*[has for has in lock.holds if has.number != number], *holds))
+        for wants in [wants for wants in lock.queue if wants.tries]:
+            if wants in self.waiting() and not self.may_come_back(self.locks[name], wants):
+                self.leave(wants, "late")
 
     def late(self, now_ns: int) -> None:
         """Refuse what has waited for as long as it wanted to."""
@@ -204,6 +224,15 @@ class Model:
     def back(self, client: int) -> None:
         """A client is connected again."""
         self.down -= {client}
+        waits = sorted([wants.number for wants in self.waiting() if wants.who[0] == client])
+        for number in waits:
+            for name, lock in self.locks.items():
+                if any(wants.number == number for wants in lock.queue):
+                    self.put(name, lock)
+
+    def gone(self, client: int) -> None:
+        """A client's connection is down: who stands behind it waits no more for it."""
+        self.down |= {client}
         waits = sorted([wants.number for wants in self.waiting() if wants.who[0] == client])
         for number in waits:
             for name, lock in self.locks.items():
@@ -223,9 +252,10 @@ class Model:
         return next((name, lock) for name, lock in self.locks.items() if number in [has.number for has in lock.holds])
 
     def stuck(self) -> set[int]:
-        """Return the requests that are granted in no future, of owners that are known to wait."""
-        known = {wants.number for wants in self.waiting() if wants.who[1] and wants.who[0] not in self.down}
-        return never_served(known, self.locks, self.down)
+        """Return the requests that are granted in no future, of owners who are known to wait, and not only to try."""
+        known = [wants for wants in self.waiting() if wants.who[1] and not wants.tries]
+        up = {wants.number for wants in known if wants.who[0] not in self.down}
+        return never_served(up, self.locks, self.down)
 
 
 class Group:
@@ -306,7 +336,9 @@ class Schedule:
         chance, model = self.chance, self.model
         what = chance.random()
         if what < 0.06:
-            self.group.pass_time(self.group.now_ns + chance.randrange(1, 3) * MS // 2)
+            # Who is down for long has no session any more.
+            pass_ns = TRY_NS if what < 0.015 and not model.down else chance.randrange(1, 3) * MS // 2
+            self.group.pass_time(self.group.now_ns + pass_ns)
             model.late(self.group.now_ns)
             self.story.append("time passes")
             return
@@ -317,7 +349,7 @@ class Schedule:
         if what < 0.10:
             self.story.append(f"c{client} is down")
             self.group.told += self.group.core.disconnected(b"%d" % client, self.group.now_ns)
-            model.down |= {client}
+            model.gone(client)
             return
         asked = [has for has in model.holding() if has.who[0] == client and has.asked and not has.sure]
         if asked and what < 0.4:
@@ -469,7 +501,7 @@ def _whoever_is_named_waits(shared: Shared, hold: Hold) -> str | None:
     [
         ("lockd.deadlocks._in_the_way", _all_are_in_the_way, "a false alarm"),
         ("lockd.deadlocks._wait_of", _whoever_is_named_waits, "a false alarm"),
-        ("lockd.queues.deadlock", lambda _shared, _waiter: None, "not found to be deadlocked"),
+        ("lockd.deadlocks.Look.cycle", lambda _look, _waiter: None, "not found to be deadlocked"),
     ],
 )
 def test_a_wrong_rule_is_noticed(name: str, wrong: object, noticed: str, monkeypatch: pytest.MonkeyPatch) -> None:

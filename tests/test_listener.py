@@ -93,25 +93,31 @@ def test_frames_are_the_same_however_they_are_cut(messages: list[bytes], sizes: 
     found: list[tuple[int, bytes]] = []
     while at < len(stream):
         size = sizes[turn % len(sizes)]
-        frames.feed(stream[at : at + size])
+        found += frames.feed(stream[at : at + size])
         at, turn = at + size, turn + 1
-        if frames.greeted:
-            while (frame := frames.take()) is not None:
-                found.append(frame)
     (flags, body), *rest = found
     assert flags == COMMAND
     assert properties(body) == {b"socket-type": b"DEALER", b"identity": b"x"}
     assert [message for _, message in rest] == messages
-    assert not frames.has_more
+
+
+@pytest.mark.parametrize("cut", [0, 1, 64, 400])
+def test_only_behind_ready_a_frame_may_be_long(cut: int) -> None:
+    begun, message = GREETING + ready(b"DEALER", b"x" * 200), b"x" * 5000
+    frames = Frames(5000)
+    stream = begun + framed(message)
+    assert [body for _, body in frames.feed(stream[:cut]) + frames.feed(stream[cut:])][1:] == [message]
+    with pytest.raises(WrongWire, match="a frame of 5001 bytes, more than 5000"):
+        frames.feed(b"\2" + struct.pack(">Q", 5001))
+    with pytest.raises(WrongWire, match="a frame of 1025 bytes, more than 1024"):
+        Frames().feed(GREETING + b"\6" + struct.pack(">Q", 1025))
 
 
 @given(st.binary(max_size=100))
 def test_whatever_comes_is_taken_apart_or_refused(stream: bytes) -> None:
-    frames = Frames()
-    frames.feed(stream)
     try:
-        if frames.greeted and (frame := frames.take()) is not None:
-            properties(frame[1])
+        for _, body in Frames().feed(stream):
+            properties(body)
     except WrongWire:
         pass
     assert pong(b"\4PING" + stream) == command(b"\4PONG" + stream[2:18])
@@ -179,6 +185,8 @@ def test_a_heartbeat_is_answered(served: Served) -> None:
         GREETING + framed(b"no command"),
         GREETING + command(b"\5READY\x0bSocket-Type\0\0\1\0x"),
         GREETING + command(b"\7UNKNOWN"),
+        GREETING + b"\6" + struct.pack(">Q", 1025),
+        GREETING + b"\2" + struct.pack(">Q", FRAME_BYTES_MAX),
         GREETING + ready(b"DEALER", b"x" * 200).replace(b"\0\0\0\xc8", b"\0\0\0\xc7"),
         GREETING + ready(b"DEALER", b"x") + b"\2" + struct.pack(">Q", FRAME_BYTES_MAX + 1),
     ],
@@ -213,16 +221,125 @@ def test_a_beginning_may_come_byte_by_byte(served: Served) -> None:
     connection.close()
 
 
-def test_who_does_not_read_loses_messages_and_holds_nobody_up(served: Served) -> None:
+def test_who_never_reads_is_closed_and_holds_nobody_up(served: Served) -> None:
     deaf, other = served.dealer(b"deaf"), served.dealer(b"other")
     with pytest.raises(Full):  # noqa: PT012  (how many it takes is the system's to say)
         for _ in range(1000):
             served.listener.send(b"deaf", b"x" * 1_000_000)
+    with pytest.raises(Unreachable):
+        served.listener.send(b"deaf", b"once more")
     served.listener.send(b"other", b"quick")
     assert other.recv(100) == framed(b"quick")
-    deaf.close()
     assert served.one() == (b"deaf", None)
+    served.listener.send(b"other", b"quick again")
+    assert other.recv(100) == framed(b"quick again")
+    assert not served.came
+    deaf.close()
     other.close()
+
+
+def test_who_is_closed_and_back_already_is_not_told_of(served: Served) -> None:
+    deaf = served.dealer(b"deaf")
+    back = served.stranger()
+    back.sendall(GREETING + ready(b"DEALER", b"deaf"))
+    served.until(lambda: served.listener._strangers)
+    # While what has come is served, the old connection is closed and the new one says whose it is.
+    with pytest.raises(Full):  # noqa: PT012
+        for _ in range(1000):
+            served.listener.send(b"deaf", b"x" * 1_000_000)
+    (stranger,) = served.listener._strangers.values()
+    assert not served.listener._read(stranger)
+    back.sendall(framed(b"here"))
+    assert served.one() == (b"deaf", [b"here"])
+    deaf.close()
+    back.close()
+
+
+@pytest.mark.parametrize("each", [command(b"\4PING\0\1context"), framed(b"question")], ids=["pings", "questions"])
+def test_who_does_not_take_its_answers_is_not_read_until_it_does(served: Served, each: bytes) -> None:
+    connection = served.dealer()
+    connection.setblocking(False)
+    (peer,) = served.listener._peers.values()
+    for end in (connection, peer.socket):
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
+    asked = each * 1000
+    sent = answered = 0
+
+    def ask() -> bool:
+        """Send on and answer what comes; return whether nothing more is taken in."""
+        nonlocal sent
+        try:
+            more = connection.send(asked[sent % len(asked) :])
+        except BlockingIOError:
+            more = 0
+        sent += more
+        events = list(served.listener.events(0))
+        for route, _ in events:
+            served.listener.send(route, b"answer" * 20)
+        return not more and not events and len(peer.unsent) == unsent
+
+    for _ in range(100_000):
+        unsent = len(peer.unsent)
+        if ask() and unsent:
+            break
+    else:
+        pytest.fail("it is read without an end")
+    assert 1 << 20 < len(peer.unsent) < 2 << 20
+    frames = Frames()
+    frames.feed(GREETING + ready(b"ROUTER", b""))
+
+    def all_answered() -> bool:
+        nonlocal answered
+        while served.came:
+            served.listener.send(served.came.pop()[0], b"answer" * 20)
+        try:
+            answered += len(frames.feed(connection.recv(1 << 20)))
+        except BlockingIOError:
+            pass
+        return answered == sent // len(each)
+
+    served.until(all_answered)
+    connection.close()
+
+
+def test_who_sends_many_messages_at_once_waits_its_turn(served: Served) -> None:
+    greedy, modest = served.dealer(b"greedy"), served.dealer(b"modest")
+    many = [b"%d" % number for number in range(1000)]
+    greedy.sendall(b"".join(map(framed, many)))
+    modest.sendall(framed(b"one"))
+    first: list[Event] = []
+    while (b"modest", [b"one"]) not in first:
+        first += served.listener.events(PATIENCE_S)
+    assert len(first) <= 2 * 64 + 1
+    while len(first) < len(many) + 1:
+        first += served.listener.events(PATIENCE_S)  # at once, though nothing more comes over a socket
+    assert [parts for route, parts in first if route == b"greedy"] == [[each] for each in many]
+    greedy.sendall(b"".join(map(framed, many)))
+    greedy.close()
+    served.until(lambda: (b"greedy", None) in served.came)
+    assert served.came == [*((b"greedy", [each]) for each in many), (b"greedy", None)]
+    modest.close()
+
+
+@pytest.mark.parametrize("kind", [socket.AF_INET, socket.AF_UNIX])
+def test_who_takes_nothing_and_goes_is_told_of(served: Served, kind: int, tmp_path: Path) -> None:
+    if kind == socket.AF_INET:
+        deaf = served.dealer(b"deaf")
+    else:
+        served.listener.bind(f"ipc://{tmp_path}/here")
+        deaf = socket.socket(socket.AF_UNIX)
+        deaf.connect(f"{tmp_path}/here")
+        deaf.sendall(GREETING + ready(b"DEALER", b"deaf"))
+    deaf.sendall(framed(b"question") * 200)
+    served.until(lambda: served.came)
+    for _ in range(10):
+        served.listener.send(b"deaf", b"x" * 1_000_000)
+    deaf.close()
+    served.until(lambda: (b"deaf", None) in served.came)
+    assert not served.listener._left
+    with pytest.raises(Unreachable):
+        served.listener.send(b"deaf", b"too late")
 
 
 def test_what_the_system_does_not_take_at_once_is_sent_later(served: Served) -> None:
@@ -232,17 +349,14 @@ def test_what_the_system_does_not_take_at_once_is_sent_later(served: Served) -> 
     served.listener.send(b"somebody", b"behind it")
     frames = Frames()
     found: list[bytes] = []
-    frames.feed(GREETING)
-    assert frames.greeted
+    frames.feed(GREETING + ready(b"ROUTER", b""))
     connection.setblocking(False)
 
     def arrived() -> bool:
         try:
-            frames.feed(connection.recv(1 << 20))
+            found.extend([body for _, body in frames.feed(connection.recv(1 << 20))])
         except BlockingIOError:
             pass
-        while (frame := frames.take()) is not None:
-            found.append(frame[1])
         return len(found) == 2
 
     served.until(arrived)
@@ -273,15 +387,15 @@ def test_our_own_connection_meets_libzmqs_router(context: zmq.Context[zmq.Socket
         connection.send(message)
         assert router.recv_multipart() == [b"me", message]
         router.send_multipart([b"me", message])
-        received = None
-        while received is None:
+        received: list[bytes] = []
+        while not received:
             received = connection.receive(1_000_000_000)
-        assert received == message
-    assert connection.receive(0) is None
+        assert received == [message]
+    assert not connection.receive(0)
     router.send_multipart([b"me", b"two", b"parts"])
 
     def receive() -> None:
-        while connection.receive(1_000_000_000) is None:
+        while not connection.receive(1_000_000_000):
             pass
 
     with pytest.raises(Disconnected, match="more than one part"):
@@ -290,3 +404,9 @@ def test_our_own_connection_meets_libzmqs_router(context: zmq.Context[zmq.Socket
     router.close(linger=0)
     with pytest.raises(Disconnected, match="Connection refused"):
         Connection("tcp://127.0.0.1:1", b"me", 1.0)
+
+
+@pytest.mark.parametrize("host", ["a..b", "x" * 64, "ä..b"])
+def test_what_cannot_be_a_hosts_name_is_told_in_words(host: str) -> None:
+    with pytest.raises(Disconnected, match="HOST cannot be a host's name"):
+        Connection(f"tcp://{host}:1", b"me", 1.0)

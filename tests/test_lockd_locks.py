@@ -30,7 +30,10 @@ from common.messages import (
 )
 from common.records import EMPTY
 from common.tokens import make_token
-from lockd.effects import Durable, Persist, SessionOpened
+from lockd import deadlocks
+from lockd.effects import Durable, LeasesGiven, Note, Persist, SessionOpened
+from lockd.locks import Hold, Lock
+from lockd.shared import Shared
 from tests.test_lockd_core import EPOCHS, GROUP, TTL_NS, Desk, Guest, S
 
 
@@ -423,6 +426,140 @@ def test_a_kept_lock_is_in_no_cycle_until_its_client_says_who_uses_it(desk: Desk
     assert holders(desk, "door") == [("a", "exclusive")]
 
 
+def test_a_try_waits_a_moment_for_what_is_kept_unused(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    token = a.have("door", sticky=True)
+    b.want("door", wait_ms=0)
+    assert a.got(Recall).token == token
+    assert not b.all(Refused)
+    a.give("door", token)
+    assert b.got(Grant).token > token
+
+
+@pytest.mark.parametrize("how", ["is said to be in use", "comes back", "is not converted"])
+def test_who_waits_for_a_lock_is_looked_at_together(how: str, desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, c = plain(desk, "abc")
+    b.have("gate")
+    mode: Mode = "shared" if how == "is not converted" else "exclusive"
+    token = a.have("door", mode, sticky=how == "is said to be in use")
+    if how == "is not converted":
+        b.have("door", mode, owner=2)
+        conversion = a.want("door", owner=2, converts=token)
+    for owner in range(1, 31):
+        c.want("door", owner=owner)
+    a.want("gate")
+    if how == "comes back":
+        desk.disconnect(c)
+    looks: list[str] = []
+    reduce = deadlocks._reduce
+
+    def count(shared: Shared, name: str) -> object:
+        looks.append(name)
+        return reduce(shared, name)
+
+    monkeypatch.setattr(deadlocks, "_reduce", count)
+    match how:
+        case "is said to be in use":
+            a.say(InUse, token, 1)
+        case "comes back":
+            c.say(Resume, 90)
+        case _:
+            a.say(Cancel, conversion)
+    assert looks == ["door"]
+    assert not c.all(Refused)
+
+
+def test_who_only_stands_before_a_deadlocked_waiter_is_not_refused_for_it(desk: Desk) -> None:
+    a, b, c = plain(desk, "abc")
+    b.have("gate")
+    token = a.have("door", sticky=True)
+    c.want("door")
+    a.want("gate")
+    b.want("door")
+    a.say(InUse, token, 1)
+    assert refused(b).startswith("b waits for door, ")
+    assert not [*a.all(Refused), *c.all(Refused)]
+
+
+def test_a_try_is_refused_when_what_it_wants_is_said_to_be_in_use_and_at_once_from_then_on(desk: Desk) -> None:
+    a, b, c = plain(desk, "abc")
+    token = a.have("door", sticky=True)
+    b.want("door", wait_ms=0)
+    a.say(InUse, token, 1)
+    assert b.got(Refused).reason == "no grant in time: door is held by a under token 1.1"
+    c.want("door", wait_ms=0)
+    assert c.got(Refused).cause == "wait"
+
+
+@pytest.mark.parametrize("ttl_ns", [TTL_NS, S // 10])
+def test_a_try_is_refused_when_nobody_answers_for_what_is_kept(ttl_ns: int) -> None:
+    desk = Desk(ttl_ns=ttl_ns)
+    a, b = plain(desk, "ab")
+    a.have("door", sticky=True)
+    b.want("door", wait_ms=0)
+    moment_ns = min(S // 5, ttl_ns)
+    desk.pass_time(moment_ns - 1)
+    assert not b.all(Refused)
+    desk.pass_time(1)
+    assert b.got(Refused).cause == "wait"
+    assert not desk.core.waiters
+
+
+def test_a_try_waits_for_nobody_who_was_there_first_is_in_use_or_cannot_answer(desk: Desk) -> None:
+    a, b, c, d = plain(desk, "abcd")
+    a.have("door", sticky=True)
+    b.want("door")
+    c.want("door", wait_ms=0)
+    assert c.got(Refused).cause == "wait", "b is before it"
+    a.have("gate", "shared", sticky=True)
+    b.want("gate", "shared", owner=2)
+    c.want("gate", wait_ms=0)
+    assert c.got(Refused).cause == "wait", "b's hold is not kept"
+    d.have("hall", sticky=True)
+    desk.disconnect(d)
+    c.want("hall", wait_ms=0)
+    assert c.got(Refused).cause == "wait", "d does not hear the recall"
+
+
+def test_a_try_is_refused_as_late_where_a_wait_would_be_a_deadlock(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    token = a.have("door", sticky=True)
+    b.have("gate")
+    b.want("door", wait_ms=0)
+    a.want("gate", owner=2)
+    a.say(InUse, token, 2)
+    assert b.got(Refused).cause == "wait"
+    assert not a.all(Refused), "b goes on, and gives the gate back"
+    b.want("door")
+    assert b.got(Refused).cause == "deadlock"
+
+
+def test_nobody_is_refused_for_a_cycle_through_a_try(desk: Desk) -> None:
+    a, b = plain(desk, "ab")
+    token = a.have("door", sticky=True)
+    b.have("gate")
+    b.want("door", wait_ms=0)
+    a.want("door", owner=2, converts=token)
+    assert not a.got(Grant).sticky
+    a.want("gate", owner=2)
+    assert not [*a.all(Refused), *b.all(Refused)], "b will not wait for long"
+    desk.pass_time(S // 5)
+    assert b.got(Refused).cause == "wait"
+    b.want("door")
+    assert b.got(Refused).cause == "deadlock"
+
+
+def test_a_try_to_upgrade_waits_a_moment_for_readers_who_keep_their_holds(desk: Desk) -> None:
+    a, b, c = plain(desk, "abc")
+    kept = a.have("door", "shared", sticky=True)
+    token = b.have("door", "shared")
+    b.want("door", wait_ms=0, converts=token)
+    c.want("door", "shared")
+    a.give("door", kept)
+    assert b.got(Grant).mode == "exclusive"
+    assert not c.all(Grant)
+
+
 def test_a_recall_is_said_again_over_a_new_connection(desk: Desk) -> None:
     a, b = plain(desk, "ab")
     token = a.have("door", sticky=True)
@@ -603,21 +740,82 @@ def test_refusals_are_said_again(desk: Desk) -> None:
     assert b.got(Refused) == first
 
 
+def late(guest: Guest) -> str:
+    """Return why a client was not granted a lock in time."""
+    return guest.got(Refused).reason.removeprefix("no grant in time: ")
+
+
+def test_who_comes_too_late_hears_what_was_in_its_way(desk: Desk) -> None:
+    a, b, c, d = plain(desk, "abcd")
+    token = a.have("door", "shared")
+    b.want("door")
+    c.want("door", "shared", wait_ms=0)
+    assert late(c) == "door was wanted by others first"
+    d.want("door", wait_ms=0)
+    assert late(d) == "door is held by a under token 1.1"
+    a.have("gate", "shared", owner=2)
+    c.have("gate", "shared")
+    a.want("gate", converts=make_token(1, 2), owner=2, wait_ms=0)
+    assert late(a) == "gate is held by c under token 1.3", "not by the one who asks"
+    for owner in (3, 4):
+        a.have("pool", "shared", owner=owner, limit=2)
+    b.want("pool", "shared", owner=2, limit=2, wait_ms=0)
+    assert late(b) == "pool is held by a under token 1.4, a under token 1.5"
+    a.give("door", token)
+    b.got(Grant)
+
+
+def test_a_reader_who_comes_too_late_waited_for_no_reader_who_was_lost() -> None:
+    desk = Desk(lock_delay_ns=10 * S)
+    a, b = plain(desk, "ab")
+    a.have("door", "shared")
+    stay(desk, b, TTL_NS)
+    b.want("door", owner=2)
+    c = desk.join("c", plain=True)
+    c.want("door", "shared", wait_ms=0)
+    assert late(c) == "door was wanted by others first"
+    c.want("door", wait_ms=0)
+    assert late(c) == "door was lost by its holder, and is kept free for the lock delay"
+
+
+@pytest.mark.parametrize("of", ["acquire", "break", "callback"])
+def test_a_refusal_repeats_no_name_of_any_length(of: str, desk: Desk) -> None:
+    (a,) = plain(desk, "a")
+    name = "door" * 100_000
+    if of == "acquire":
+        a.want(name, converts=make_token(1, 7))
+    else:
+        a.say(*((Break, 90, name, 7) if of == "break" else (CallBack, 90, name)))
+    assert len(a.got(Refused).reason) < 500
+
+
 # A restart of lockd
 
 
-def restarted(lock_delay_ns: int = 0, *names: str) -> Desk:
-    """Return lockd in its second epoch; sessions of these clients, without replicas, were open."""
+def restarted(lock_delay_ns: int = 0, *names: str, leases: LeasesGiven | None = None) -> Desk:
+    """Return lockd in its second epoch; sessions of these clients, without replicas, were open, under these leases."""
     sessions = {
         number: SessionOpened(number, name, "", f"{name.encode().hex():f<16}") for number, name in enumerate(names, 1)
     }
-    desk = Desk(Durable(GROUP, 2, EPOCHS, len(names), {}, {}, sessions), lock_delay_ns)
+    leases = leases or LeasesGiven(0, 0)
+    desk = Desk(Durable(GROUP, 2, EPOCHS, len(names), {}, {}, sessions, leases=leases), lock_delay_ns)
     desk.begin()
     return desk
 
 
 def had(lock: str, counter: int, mode: Mode = "exclusive", limit: int = 0, sticky: bool = False) -> Held:
     return Held(lock, make_token(1, counter), mode, 1, limit, sticky)
+
+
+def test_of_many_sessions_that_are_missed_some_are_named() -> None:
+    names = [f"c{number:02}" for number in range(12)]
+    desk = restarted(0, *names)
+    (waiting,) = [effect.text for effect in desk.effects if isinstance(effect, Note) and "waiting" in effect.text]
+    assert waiting.endswith(f" for the sessions of {', '.join(names[:10])} and 2 more")
+    desk.join(names[3], plain=True)
+    desk.pass_time(TTL_NS)
+    (fault,) = [text for _, text in desk.core.figures.faults if "not back" in text]
+    assert fault == f"not back after lockd's start: {', '.join(names[:3] + names[4:11])} and 1 more"
 
 
 def test_claims_are_kept_with_their_owner_limit_and_stickiness() -> None:
@@ -634,6 +832,30 @@ def test_claims_are_kept_with_their_owner_limit_and_stickiness() -> None:
     a.say(InUse, had("gate", 2).token, 1)
     a.want("door")
     assert refused(a) == "a waits for door, held by b under token 1.4; b waits for gate, held by a under token 1.2"
+
+
+@pytest.mark.parametrize(
+    "held",
+    [
+        Held("door", 0, "exclusive", 1, 0, False),
+        Held("door", 7, "exclusive", 1, 0, False),
+        had("door", 1, "exclusive", 2),
+        had("door", 1, "shared", SEMAPHORE_MAX + 1),
+    ],
+)
+def test_what_nobody_can_have_been_granted_is_not_taken_over(held: Held) -> None:
+    desk = restarted(0, "a")
+    a = desk.join("a", plain=True, held=(held,))
+    assert a.got(Lost).token == held.token
+    assert not desk.core.locks
+    a.have("door")
+
+
+@pytest.mark.parametrize("token", [0, make_token(2, 99)])
+def test_a_hold_is_counted_in_whatever_token_a_request_claims_to_convert(token: int) -> None:
+    lock = Lock("door", "plain")
+    lock.holds[0] = Hold(1, 1, 0, "exclusive", "exclusive", EMPTY, 0, 0, 0)
+    assert not lock.admits("exclusive", token)
 
 
 @pytest.mark.parametrize("how", ["hello", "resume"])
@@ -670,6 +892,72 @@ def test_what_is_claimed_keeps_its_lease_and_can_be_given_back_or_converted() ->
     b.have("door")
 
 
+def test_a_conversion_that_is_cancelled_before_it_is_looked_at_is_answered() -> None:
+    desk = restarted(0, "a", "b")
+    a = desk.join("a", plain=True, held=(had("door", 1, "shared"),))
+    request = a.want("door", converts=had("door", 1).token)
+    a.say(Cancel, request)
+    assert (answer := a.got(Refused)).request == request and answer.cause == "wait"
+    desk.join("b", plain=True)
+    assert holders(desk, "door") == [("a", "shared")]
+
+
+def test_who_claims_again_is_not_overtaken_before_it_hears_that_its_claims_are_lost() -> None:
+    desk = restarted(0, "a")
+    a = desk.join("a", plain=True, held=(had("door", 1), had("gate", 2)))
+    desk.disconnect(a)
+    b = desk.join("b", plain=True)
+    b.want("door")
+    b.want("gate", owner=2)
+    a.forget()
+    a.hello(plain=True, held=(had("door", 1), had("gate", 2)))
+    assert not a.welcome().claimed
+    assert {lost.token for lost in a.all(Lost)} == {had("door", 1).token, had("gate", 2).token}
+    assert not b.all(Grant), "it may use them until it hears that, or its lease is over"
+    a.say(Release, 0, "door", had("door", 1).token, EMPTY, {}, False, (), False, False)
+    assert b.got(Grant).lock == "door"
+    desk.pass_time(TTL_NS - 1)
+    b.say(Ping, 90)
+    assert not b.all(Grant)
+    desk.pass_time(1)
+    assert b.got(Grant).lock == "gate"
+
+
+def test_when_all_are_back_nothing_is_held_up_when_the_time_for_that_is_over() -> None:
+    desk = restarted(2 * S, "a")
+    a = desk.join("a", plain=True)
+    desk.pass_time(TTL_NS - 1)
+    a.say(Ping, 90)
+    desk.pass_time(1)
+    a.have("door")
+    assert not [text for _, text in desk.core.figures.faults if "not back" in text]
+
+
+def test_what_is_kept_while_sessions_are_expected_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lockd.queues.LOCKS_MAX", 2)
+    desk = restarted(0, "a", "b")
+    a = desk.join("a", plain=True)
+    first = a.want("hall", owner=1)
+    a.want("hall", owner=2)
+    a.want("hall", owner=1, request=first)
+    a.want("hall", owner=3)
+    assert "keeps at most 2 requests until it grants" in a.got(Refused).reason
+    desk.join("b", plain=True)
+    assert a.got(Grant).request == first
+
+
+def test_the_lock_delay_counts_from_when_the_claims_are_settled() -> None:
+    desk = restarted(S, "a", "b")
+    b = desk.join("b", plain=True)
+    b.want("door")
+    desk.pass_time(2 * S)
+    desk.join("a", plain=True)
+    desk.pass_time(S - 1)
+    assert not b.all(Grant), "it has lost the lock just now, and may still be about to stop"
+    desk.pass_time(1)
+    b.got(Grant)
+
+
 def test_nobody_is_granted_for_the_lock_delay_what_those_who_are_not_back_may_hold() -> None:
     desk = restarted(2 * S, "a", "b")
     b = desk.join("b", plain=True)
@@ -696,6 +984,73 @@ def test_the_lock_delays_of_the_last_lockd_hold_over_its_restart() -> None:
     assert not b.all(Grant), "its holder may have been lost just before"
     desk.pass_time(1)
     assert b.got(Grant).lock == "door"
+
+
+def given(desk: Desk) -> list[LeasesGiven]:
+    """Return what lockd has kept of leases and lock delays since the last time."""
+    kept = [change for change in desk.changes() if isinstance(change, LeasesGiven)]
+    desk.effects = []
+    return kept
+
+
+def stay(desk: Desk, guest: Guest, duration_ns: int) -> None:
+    """Let time pass, a client keeping its lease."""
+    end_ns = desk.now_ns + duration_ns
+    while desk.now_ns < end_ns:
+        desk.pass_time(min(S // 2, end_ns - desk.now_ns))
+        guest.say(Ping, 90)
+
+
+LONGER = LeasesGiven(10 * S, 5 * S)
+SHORTER = LeasesGiven(TTL_NS, 2 * S)
+
+
+def test_longer_leases_of_the_last_lockd_are_waited_for_and_its_longer_lock_delay_too() -> None:
+    desk = restarted(2 * S, "a", "b", leases=LONGER)
+    assert given(desk) == [], "another lockd that starts now has to wait as long"
+    b = desk.join("b", plain=True)
+    b.want("door")
+    stay(desk, b, 15 * S - 1)
+    assert not b.all(Grant), "a may be cut off, hold it by its lease, and rely on the lock delay then"
+    assert given(desk)[-1] == SHORTER
+    stay(desk, b, 1)
+    b.got(Grant)
+
+
+def test_who_has_not_heard_of_its_new_session_may_go_by_its_longer_lease() -> None:
+    desk = restarted(2 * S, "a", leases=LONGER)
+    a = Guest(desk, "a")
+    a.hello(plain=True, held=(had("door", 1),))
+    b = desk.join("b", plain=True)
+    b.want("door")
+    stay(desk, b, 2 * S)
+    a.requests -= 1
+    a.hello(plain=True, held=(had("door", 1),))
+    stay(desk, b, 13 * S - 1)
+    assert not b.all(Grant)
+    stay(desk, b, 1)
+    b.got(Grant)
+
+
+def test_who_has_heard_of_its_new_session_goes_by_its_shorter_lease() -> None:
+    desk = restarted(2 * S, "a", leases=LONGER)
+    a = desk.join("a", plain=True, held=(had("door", 1),))
+    a.say(Ping, 90)
+    b = desk.join("b", plain=True)
+    b.want("door")
+    stay(desk, b, 5 * S - 1)
+    assert not b.all(Grant)
+    stay(desk, b, 1)
+    b.got(Grant)
+
+
+def test_longer_leases_are_known_before_any_is_given_and_shorter_ones_when_no_other_is_left() -> None:
+    desk = restarted(2 * S, leases=LeasesGiven(S, 9 * S))
+    assert given(desk) == [LeasesGiven(TTL_NS, 9 * S)]
+    desk.pass_time(TTL_NS + 7 * S - 1)
+    assert given(desk) == []
+    desk.pass_time(1)
+    assert given(desk) == [SHORTER]
 
 
 # Many at once

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from lockd.effects import InSyncChanged, ReplicaSeen, SessionEnded, SessionOpened
+from lockd.effects import InSyncChanged, LeasesGiven, ReplicaSeen, SessionEnded, SessionOpened
 from lockd.state import State, StateError
 
 INCARNATION = "5" * 16
@@ -122,9 +122,26 @@ def test_a_database_of_another_program_is_left_alone(path: Path) -> None:
 def test_a_newer_format_is_refused(path: Path, state: State) -> None:
     state.close()
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("UPDATE meta SET value = 4 WHERE key = 'format'")
-    with pytest.raises(StateError, match="has format 4, this lockd reads 3"):
+        connection.execute("UPDATE meta SET value = 5 WHERE key = 'format'")
+    with pytest.raises(StateError, match="has format 5, this lockd reads 4"):
         State.open(path)
+
+
+def test_a_state_of_the_format_before_is_taken_on_and_does_not_know_what_leases_were_given(path: Path) -> None:
+    state = State.open(path)
+    state.begin()
+    state.write((SessionOpened(1, "alice", "", INCARNATION),))
+    state.close()
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("DELETE FROM meta WHERE key IN ('ttl_ns', 'lock_delay_ns')")
+        connection.execute("UPDATE meta SET value = 3 WHERE key = 'format'")
+    for leases in (LeasesGiven(0, 0), LeasesGiven(3, 2)):
+        state = State.open(path)
+        durable = state.begin()
+        assert (durable.leases, list(durable.sessions)) == (leases, [1])
+        state.write((LeasesGiven(3, 2),))
+        state.close()
+    assert rows(path, "SELECT value FROM meta WHERE key = 'format'") == [(4,)]
 
 
 def test_a_folder_in_its_place_is_told(path: Path) -> None:

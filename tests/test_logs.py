@@ -1,6 +1,7 @@
-"""The lines of events.log and grants.log: what is written reads back, and ShiViz reads it too."""
+"""The lines of events.log, grants.log and the logs for people: what is written reads back, and ShiViz reads it too."""
 
 import re
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from common.clock import Clock, parse_clock
+from common.diagnostics import Diagnostics
 from common.eventlog import (
     _PLAIN_KEYS,
     HEADER,
@@ -139,6 +141,16 @@ def test_a_text_is_cut_with_an_ellipsis(text: str) -> None:
     short = shorten(text)
     assert len(short) == min(len(text), LOG_TEXT_LENGTH_MAX)
     assert short == text or short == text[: LOG_TEXT_LENGTH_MAX - 1] + "…"
+
+
+def test_a_note_is_one_line_of_a_bounded_length(tmp_path: Path) -> None:
+    diagnostics = Diagnostics(tmp_path / "lockd.log")
+    for text in ("short", "x" * 1_000_000, "two\nlines"):
+        diagnostics.note(text)
+    diagnostics.close()
+    short, long, two = (line.partition(" ")[2] for line in (tmp_path / "lockd.log").read_text().splitlines())
+    assert (short, two) == ("short", "'two\\nlines'")
+    assert long == "x" * 3999 + "…"
 
 
 GRANTS = st.builds(

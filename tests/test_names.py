@@ -1,5 +1,6 @@
 """What may be called how."""
 
+import tracemalloc
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from common.limits import NAME_LENGTH_MAX, TEXT_BYTES_MAX
 from common.names import (
     client_name_problem,
+    endpoint_problem,
     file_name_problem,
     is_host,
     is_op_id,
@@ -17,7 +19,12 @@ from common.names import (
     text_problem,
 )
 
-CHECKS = (client_name_problem, file_name_problem, lock_name_problem, text_problem)
+CHECKS = {
+    "client": client_name_problem,
+    "file": file_name_problem,
+    "lock": lock_name_problem,
+    "text": text_problem,
+}
 
 
 @pytest.mark.parametrize("name", ["client-0", "A.b_c-9", "x" * NAME_LENGTH_MAX, ".."])
@@ -85,6 +92,20 @@ def test_bad_lock_names(name: str) -> None:
     assert lock_name_problem(name)
 
 
+@pytest.mark.parametrize("check", [is_host, file_name_problem, lock_name_problem], ids=["host", "file", "lock"])
+def test_what_strangers_ask_for_is_not_kept_without_a_bound(check: Callable[[str], object]) -> None:
+    tracemalloc.start()
+    try:
+        for number in range(20_000):
+            check(f"{number:x>500}")
+        for number in range(20):
+            check(f"{number:x>1000000}")
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 6_000_000
+
+
 @pytest.mark.parametrize("name", ["/a", "../a", "a//b", "anything at all"])
 def test_a_lock_without_a_file_may_be_called_what_no_file_may(name: str) -> None:
     assert lock_name_problem(name) is None
@@ -108,7 +129,7 @@ def test_a_good_text_is_one_line_to_whoever_splits_it(text: str) -> None:
         assert len(text.splitlines()) <= 1
 
 
-@pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
 @given(name=st.text(st.characters(exclude_categories=()), max_size=30))
 def test_a_problem_is_one_printable_line(check: Callable[[str], str | None], name: str) -> None:
     problem = check(name)
@@ -128,3 +149,23 @@ def test_a_version_name_is_read(text: str, file: str, seq: int) -> None:
 def test_what_names_no_version_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"FILE@SEQ|^FILE "):
         parse_version(text)
+
+
+@pytest.mark.parametrize(
+    "endpoint", ["tcp://127.0.0.1:7461", "tcp://a.b.:1", "tcp://bücher.example:1", "ipc://@a:b", "ipc:///run/[x]:1"]
+)
+def test_good_endpoints(endpoint: str) -> None:
+    assert endpoint_problem(endpoint, listening=False) is None
+    assert endpoint_problem(endpoint, listening=True) is None
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://[::1]:7461", "tcp://::1:7461", "tcp://[::]:1"])
+def test_an_endpoint_of_ipv6_is_refused_in_words(endpoint: str) -> None:
+    for listening in (False, True):
+        assert "IPv6 is not there" in str(endpoint_problem(endpoint, listening=listening))
+
+
+@pytest.mark.parametrize("host", ["a..b", ".", "x" * 64, "ä..b", "\udcff"])
+def test_an_endpoint_that_no_resolver_is_asked_for_is_refused_in_words(host: str) -> None:
+    for listening in (False, True):
+        assert endpoint_problem(f"tcp://{host}:1", listening=listening) == "HOST cannot be a host's name"

@@ -28,8 +28,7 @@ def test_lockd_opens_as_many_files_as_it_may(tmp_path: Path) -> None:
             incarnation = f"{number:016x}"
             client = stack.enter_context(closing(Connection(endpoint, incarnation.encode(), WITHIN_S)))
             client.send(encode(Hello(1, f"c{number}", incarnation, None, "", 0, "", 0, 0, ())))
-            frame = client.receive(int(WITHIN_S * 1e9))
-            assert frame is not None
+            (frame,) = client.receive(int(WITHIN_S * 1e9))
             answer: FromLockd = decode(frame, FromLockd)  # type: ignore[arg-type]
             assert isinstance(answer, Welcome)
         assert f"may have {HARD} files open" in (tmp_path / "lockd" / "lockd.log").read_text()

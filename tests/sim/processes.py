@@ -177,6 +177,7 @@ class LockdProcess:
             list(disk.holds),
             dict(disk.left),
             disk.forgotten,
+            leases=disk.leases,
         )
         self.core = Lockd(durable, self._ttl_ns)
         self.alive = True
@@ -295,6 +296,8 @@ class LockdProcess:
                     self.disk.in_sync.pop(file, None)
             case SessionEnded(session):
                 self.disk.sessions.pop(session, None)
+            case lockd_effects.LeasesGiven():
+                self.disk.leases = change
             case Rebuilt(group, epoch, epochs):
                 self.disk.group, self.disk.epoch, self.disk.epochs = group, epoch, epochs
             case _:
