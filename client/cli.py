@@ -49,6 +49,7 @@ LockdAt = Annotated[
     ),
 ]
 UnusedName = Annotated[str | None, typer.Option("--name", metavar="NAME", envvar="LOCKSTEP_NAME", hidden=True)]
+LockName = Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="A file, or a lock without one.")]
 OperatorName = Annotated[
     str | None, typer.Option("--name", metavar="NAME", envvar="LOCKSTEP_NAME", help="Who asks, for lockd's log.")
 ]
@@ -379,7 +380,7 @@ def lock_(
     wait: Annotated[
         str | None, typer.Option("--wait", metavar="TIME", help="How long to wait for the lock [default: 10s].")
     ] = None,
-    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait: as --wait 0.")] = False,
+    no_wait: Annotated[bool, typer.Option("--no-wait", help="Do not wait: as --wait 0; for lockd, 1s.")] = False,
     conflict_code: Annotated[
         int,
         typer.Option("--conflict-exit-code", "-E", metavar="CODE", min=0, max=255, help="Exit code if not granted."),
@@ -429,7 +430,7 @@ def status(json_: Json = False, name: UnusedName = None, lockd: LockdAt = None, 
 
 @app.command()
 def why(
-    lock: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="A file, or a lock without one.")],
+    lock: LockName,
     json_: Json = False,
     name: UnusedName = None,
     lockd: LockdAt = None,
@@ -446,7 +447,7 @@ def why(
 
 @app.command("break")
 def break_(
-    lock: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="A file, or a lock without one.")],
+    lock: LockName,
     token: Annotated[
         str, typer.Option("--token", metavar="T", help="The token of the hold, as `client locks` shows it.")
     ],
@@ -480,7 +481,7 @@ def break_(
 
 @app.command()
 def recall(
-    lock: Annotated[str, typer.Argument(metavar="NAME", show_default=False, help="A file, or a lock without one.")],
+    lock: LockName,
     json_: Json = False,
     name: OperatorName = None,
     lockd: LockdAt = None,
@@ -558,6 +559,8 @@ def _lockd_of(lockd: str | None, data: str | None) -> str:
     if lockd is not None and (problem := endpoint_problem(lockd, listening=False)):
         raise wrong_use(f"--lockd {lockd}: {problem}")
     if lockd is None and data:
+        if not Path(data).is_dir():
+            raise wrong_use(f"--data {data} is no directory, so it remembers no lockd; name another, or set --lockd")
         from client.journal import read_meta
         from client.storage_errors import StorageError
 

@@ -44,7 +44,7 @@ class Kind(IntEnum):
     START = 1
     """Run COMMAND: deadline in nanoseconds, 1 if it gets the terminal; then its token and lock, with a NUL between."""
     RENEW = 2
-    """The lock is safe up to this deadline."""
+    """The lock is safe up to this deadline, later than the one before or earlier."""
     SIGNAL = 3
     """Send this signal to COMMAND's process group."""
     END = 4
@@ -290,7 +290,7 @@ class _Watch:
         if frame.kind is Kind.START and self._process == 0:
             self._start(frame)
         elif frame.kind is Kind.RENEW:
-            self._deadline_ns = max(self._deadline_ns, frame.first)
+            self._deadline_ns = frame.first
         elif frame.kind is Kind.SIGNAL and self._process and self._status is None:
             try:
                 os.killpg(self._process, frame.first)

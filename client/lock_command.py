@@ -42,6 +42,9 @@ _ENDING: Final = (
     signal.SIGUSR2,
 )
 """What ends the wait for the lock, and is passed to COMMAND while that runs."""
+_REACH_S: Final = 10.0
+_REACH_S_MIN: Final = 1.0
+"""So long at the most, and at the least, lockd is waited for: no longer than for the lock, if that is not at once."""
 _PASSED: Final = (signal.SIGWINCH, signal.SIGCONT, signal.SIGTSTP)
 """What is passed to COMMAND and means nothing before it runs."""
 
@@ -69,18 +72,24 @@ def lock_command(wanted: Wanted) -> NoReturn:
         raise refused(f"client lock does not work here: {error}") from None
     except OSError as error:
         raise refused(f"no process can be started: {error.strerror}") from None
-    raise SystemExit(_hold(wanted, guardian, _Signals()))
+    code = _hold(wanted, guardian, _Signals())
+    if code == -signal.SIGINT:
+        # A shell that runs a script goes on with it unless who was interrupted dies of that.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    raise SystemExit(code)
 
 
 def _hold(wanted: Wanted, guardian: Guardian, signals: "_Signals") -> int:
-    """Take the lock, have COMMAND run, give the lock back; return the exit code."""
+    """Take the lock, have COMMAND run, give the lock back; return the exit code, or -SIGINT to die of that."""
     from client.lock_errors import LockError, NotAcquired
     from client.locking import LockClient
 
     client: LockClient | None = None
     try:
         with signals.cancel():
-            client = LockClient(lockd=wanted.lockd, name=wanted.name)
+            reach_s = min(_REACH_S, max(_REACH_S_MIN, wanted.wait_ns / 1e9))
+            client = LockClient(lockd=wanted.lockd, name=wanted.name, wait=reach_s)
             _check_grace(wanted.kill_grace_ns, client.lock_delay_ns)
             lock = client.lock(
                 wanted.lock,
@@ -97,6 +106,9 @@ def _hold(wanted: Wanted, guardian: Guardian, signals: "_Signals") -> int:
         raise refused(f"{error}") from None
     except _Cancelled as cancelled:
         line = f"ended by {signal.Signals(cancelled.number).name} before COMMAND was started"
+        if cancelled.number == signal.SIGINT:
+            _say(line)
+            return -signal.SIGINT
         raise CommandError(128 + cancelled.number, line) from None
     finally:
         guardian.close()  # first, whatever happened: nothing of COMMAND is left when the lock is free
@@ -140,6 +152,7 @@ class _Run:
         self._end = ""
         """How COMMAND came to its end, in words."""
         self._was_told_to_stop = False
+        self._was_interrupted = False
 
     def run(self) -> int:
         """Run COMMAND; return its exit code. Raises CommandError where it did not run, or the lock was lost."""
@@ -151,10 +164,9 @@ class _Run:
         poll = select.poll()
         poll.register(self._guardian, select.POLLIN)
         poll.register(self._signals.descriptor, select.POLLIN)
-        often_ms = max(10, self._client.ttl_ns // 10_000_000)
         try:
             while True:
-                poll.poll(often_ms)
+                poll.poll(max(10, self._client.ttl_ns // 10_000_000))
                 self._guardian.look_after()
                 self._renew()
                 self._pass_signals()
@@ -203,13 +215,14 @@ class _Run:
                 self._guardian.say(Frame(Kind.END))
                 self._end = "COMMAND was ended"
                 self._is_over = True
-        elif ends_ns > self._told_ns:
+        elif ends_ns != self._told_ns:
             self._guardian.say(Frame(Kind.RENEW, ends_ns))
             self._told_ns = ends_ns
 
     def _pass_signals(self) -> None:
         for number in self._signals.take():
             self._was_told_to_stop |= number == signal.SIGTSTP
+            self._was_interrupted |= number == signal.SIGINT
             self._guardian.say(Frame(Kind.SIGNAL, number))
 
     def _stopped(self, number: int) -> None:
@@ -248,6 +261,13 @@ class _Run:
         if left:
             what = "1 process" if left == 1 else f"{left} processes"
             _say(f"COMMAND left {what} behind, ended before the lock was given back")
+        if code == 128 + signal.SIGINT and os.WIFSIGNALED(status):
+            if self._group and self._terminal.in_front() == self._group:
+                # The keyboard's signal reached COMMAND alone: so all that run with us.
+                os.killpg(os.getpgrp(), signal.SIGINT)
+                return -signal.SIGINT
+            if self._was_interrupted:
+                return -signal.SIGINT
         return code
 
 

@@ -9,11 +9,16 @@ granted it.
 A hold that lockd calls sticky may be kept when it is given back: it is idle then, and taken again without a message. A
 Recall ends that: an idle hold goes back at once, one in use when it is done.
 
+A signal's handler may raise anywhere in here. So what is to be said is kept before it is done, a hold is there before
+its wait is gone, and all of it can be done a second time: the driver then takes the connection for broken.
+
 It must never call a hold valid behind the end of the lease, nor give an idle one out again after its Recall.
 """
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Any, Final, Literal
+
+from msgspec import Struct
 
 from client.unconfirmed import Unconfirmed
 from common.limits import ANSWERS_KEPT_MAX
@@ -51,11 +56,12 @@ _ANSWER_MARGIN_NS: Final = 1_000_000_000
 _FOR_EVER_MS: Final = 1 << 40
 """A wait without an end, in milliseconds: 35 years."""
 
+LEASE_OVER: Final = "the lease ran out: lockd did not answer in time, or this process stood still"
+_CLOSED: Final = "this client was closed"
 _NO_ANSWER: Final = "lockd gave no answer in time: it is down, out of reach, or stands still; look into lockd.log"
 
 
-@dataclass(slots=True)
-class Hold:
+class Hold(Struct, eq=False):
     """A lock that is held. `lost` says why it is so no more, "" while it is; an `idle` one is held for nobody."""
 
     lock: str
@@ -69,62 +75,52 @@ class Hold:
     lost: str = ""
 
 
-@dataclass(slots=True)
-class Wait:
-    """A request that is not answered, of which nothing more is heard after `deadline_ns` (None: whenever)."""
+class Wait(Struct, eq=False):
+    """A request, and once it is `done` its answer: a hold, or why there is none.
+
+    Nothing more is heard of it after `deadline_ns` (None: whenever). What an `abandoned` one is granted, nobody wants;
+    `wake` is for the driver: a locked threading.Lock, on whose release a thread waits.
+    """
 
     lock: str
     mode: Mode
     owner: int
-    limit: int
-    converts: int
-    sticky: bool
     deadline_ns: int | None
+    limit: int = 0
+    converts: int = 0
+    sticky: bool = False
+    request: int = 0
     cancelled: bool = False
+    abandoned: bool = False
+    done: bool = False
+    hold: Hold | None = None
+    cause: Cause = "request"
+    reason: str = ""
+    wake: Any = None
 
 
-@dataclass(slots=True, frozen=True)
-class Granted:
-    """A request was granted."""
-
-    request: int
-    hold: Hold
-
-
-@dataclass(slots=True, frozen=True)
-class NotGranted:
-    """A request came to nothing."""
-
-    request: int
-    cause: Cause
-    reason: str
-
-
-@dataclass(slots=True, frozen=True)
-class HoldLost:
+class HoldLost(Struct, frozen=True):
     """A hold is over without its owner's doing."""
 
     hold: Hold
 
 
-@dataclass(slots=True, frozen=True)
-class Joined:
+class Joined(Struct, frozen=True):
     """A session is open."""
 
 
-@dataclass(slots=True, frozen=True)
-class NotJoined:
+class NotJoined(Struct, frozen=True):
     """lockd refuses a session."""
 
     reason: str
 
 
-@dataclass(slots=True, frozen=True)
-class Unusable:
+class Unusable(Struct, frozen=True):
     """The connection seems dead: another one is to be made."""
 
 
-News = Granted | NotGranted | HoldLost | Joined | NotJoined | Unusable
+News = Wait | HoldLost | Joined | NotJoined | Unusable
+"""A Wait is news when it is done."""
 
 
 @dataclass(slots=True)
@@ -159,40 +155,46 @@ class LockCore:
 
     # Calls
 
-    def acquire(
-        self,
-        lock: str,
-        mode: Mode,
-        owner: int,
-        wait_ns: int | None,
-        now_ns: int,
-        *,
-        limit: int = 0,
-        converts: int = 0,
-        sticky: bool = False,
-    ) -> int:
-        """Ask for a lock, and wait for it for `wait_ns` nanoseconds (None: for ever); return the request's number."""
-        deadline_ns = None if wait_ns is None else now_ns + wait_ns
-        request = self._request()
-        self.waits[request] = Wait(lock, mode, owner, limit, converts, sticky, deadline_ns)
+    def acquire(self, wait: Wait, now_ns: int) -> None:
+        """Ask for a lock."""
+        self._requests = wait.request = self._requests + 1
+        self.waits[wait.request] = wait
         if self.state == "joined":
-            self._ask(request, now_ns)
-        return request
+            self._ask(wait, now_ns)
+        elif self.state == "left":
+            self._end_wait(wait.request, "lost", _CLOSED)
 
-    def take_idle(self, lock: str, mode: Mode, owner: int, now_ns: int) -> Hold | None:
-        """Return a hold of this lock that was kept and can be used again, None where there is none."""
-        hold = self._idle.get(lock)
-        if hold is None or now_ns >= self.lease_ns or (hold.mode != mode and hold.mode == "shared"):
-            return None
-        del self._idle[lock]
-        hold.idle, hold.owner = False, owner
-        return hold
+    def take_idle(self, wait: Wait, now_ns: int) -> bool:
+        """Answer a request by a hold that was kept and can be used again; return whether there is one."""
+        hold = self._idle.get(wait.lock)
+        if hold is None or hold.lost or now_ns >= self.lease_ns or (hold.mode != wait.mode and hold.mode == "shared"):
+            return False
+        # Another one under the same token: who had the one before can do nothing to it.
+        taken = Hold(hold.lock, hold.token, hold.mode, wait.owner, hold.limit, True)
+        self.holds[hold.token] = wait.hold = taken
+        wait.done = True
+        del self._idle[wait.lock]
+        return True
+
+    def abandon(self, wait: Wait) -> None:
+        """Wait no more, and hold nothing of it: whoever asked hears no answer."""
+        wait.abandoned = True
+        self.cancel(wait.request)
+        if wait.hold is not None:
+            self.drop(wait.hold)
+
+    def drop(self, hold: Hold) -> None:
+        """Give back what nobody holds any more, unless that is done, or it is idle."""
+        if hold.lost or (self.holds.get(hold.token) is hold and not hold.idle):
+            self.give_back(hold)
 
     def cancel(self, request: int) -> None:
-        """Wait no more. A conversion goes on until lockd says what became of it."""
+        """Wait no more. A conversion goes on until lockd says what became of it; one to shared waits for nobody."""
         wait = self.waits.get(request)
         if wait is None or wait.cancelled:
             return
+        if wait.converts and wait.mode == "shared" and not wait.abandoned:
+            return  # it may be granted, and others with it: ended here, the hold would seem exclusive still
         if self._session:
             self._tell_one_way(Cancel(self._epoch, self._session, request))
         if wait.converts and self._session:
@@ -210,12 +212,13 @@ class LockCore:
 
     def give_back(self, hold: Hold) -> None:
         """Tell lockd that a lock is free; of one that an operator broke, that its holder has stopped."""
+        if self._session:
+            self._tell_one_way(
+                Release(self._epoch, self._session, 0, hold.lock, hold.token, EMPTY, {}, False, (), False, False)
+            )
         if self._idle.get(hold.lock) is hold:
             del self._idle[hold.lock]
         self.holds.pop(hold.token, None)
-        if self._session:
-            release = Release(self._epoch, self._session, 0, hold.lock, hold.token, EMPTY, {}, False, (), False, False)
-            self._tell_one_way(release)
 
     def leave(self) -> None:
         """Give everything back, and end the session."""
@@ -225,17 +228,17 @@ class LockCore:
             self._tell(Goodbye(self._epoch, self._session))
         self.state, self._session = "left", 0
         for request in list(self.waits):
-            self._end_wait(request, "lost", "this client was closed")
+            self._end_wait(request, "lost", _CLOSED)
 
     # Time
 
     def deadline_ns(self) -> int:
         """Return when `tick` wants to be called."""
         deadline_ns = self._next_ns
-        if self.holds and self.lease_ns:
-            deadline_ns = min(deadline_ns, self.lease_ns)
+        if self.lease_ns < deadline_ns and (self.state == "joined" or self.holds):
+            deadline_ns = self.lease_ns
         for wait in self.waits.values():
-            if wait.deadline_ns is not None:
+            if wait.deadline_ns is not None and wait.deadline_ns < deadline_ns and not wait.cancelled:
                 deadline_ns = min(deadline_ns, wait.deadline_ns + self._margin_ns)
         return deadline_ns
 
@@ -244,9 +247,9 @@ class LockCore:
         if self.state == "left":
             return
         if now_ns >= self.lease_ns and (self.holds or self.state == "joined"):
-            self._lose_all("the lease ran out: lockd did not answer in time, or this process stood still")
-            if self.state == "joined":
-                self._rejoin()
+            self._lose_all(LEASE_OVER)
+            # A hello under way that claims what is lost now counts no more: its session would have it without a delay.
+            self._rejoin()
         for request, wait in list(self.waits.items()):
             if wait.deadline_ns is not None and now_ns >= wait.deadline_ns + self._margin_ns and not wait.cancelled:
                 if self._session:
@@ -272,14 +275,19 @@ class LockCore:
     def connected(self, now_ns: int) -> None:
         """Go on over a new connection: with the session if there is one, else towards one."""
         self._connected = True
+        for hold in list(self.holds.values()):
+            if hold.lost:
+                self._lose(hold, hold.lost)  # that was interrupted
         if self.state == "joining":
-            self._hello = 0
+            # The same hello, if it is not old: lockd may have answered it already, and a new one ends what that opened.
+            if now_ns - self._hello_ns >= _HELLO_OLD_NS:
+                self._hello = 0
             self._say_hello(now_ns)
         elif self.state == "joined":
             for message in self._unconfirmed.again(self._requests):
                 self._tell(message)
-            for request in self.waits:
-                self._ask(request, now_ns)
+            for wait in self.waits.values():
+                self._ask(wait, now_ns)
             self._tell(Resume(self._epoch, self._session, self._ping(now_ns)))
 
     def disconnected(self) -> None:
@@ -291,6 +299,9 @@ class LockCore:
     def received(self, message: FromLockd, now_ns: int) -> None:
         """Take in a message of lockd."""
         match message:
+            case Grant() if message.epoch == self._epoch and self.state == "joined":
+                self._unconfirmed.answered(message.request)
+                self._granted(message)
             case Welcome():
                 self._welcome(message, now_ns)
             case Stale():
@@ -307,18 +318,13 @@ class LockCore:
                     self._lose_all(f"its session is over: {message.reason}")
                     self._rejoin()
                     self._say_hello(now_ns)
-            case Grant() | Refused() | Pong() | Lost() | Recall() if (
-                message.epoch == self._epoch and self.state == "joined"
-            ):
+            case Refused() | Pong() | Lost() | Recall() if message.epoch == self._epoch and self.state == "joined":
                 self._in_session(message, now_ns)
             case _:
                 pass  # for replicas and operators, or of a session that is over
 
-    def _in_session(self, message: Grant | Refused | Pong | Lost | Recall, now_ns: int) -> None:
+    def _in_session(self, message: Refused | Pong | Lost | Recall, now_ns: int) -> None:
         match message:
-            case Grant():
-                self._unconfirmed.answered(message.request)
-                self._granted(message)
             case Refused():
                 self._unconfirmed.answered(message.request)
                 self._end_wait(message.request, message.cause, message.reason)
@@ -344,40 +350,49 @@ class LockCore:
         self._highest = max(self._highest, grant.token)
         if grant.request == 0:
             if grant.token not in self.holds:  # it was given back before lockd had decided on the claim
-                release = Release(
-                    self._epoch, self._session, 0, grant.lock, grant.token, EMPTY, {}, False, (), False, False
-                )
-                self._tell_one_way(release)
+                self.give_back(Hold(grant.lock, grant.token, grant.mode, 0, 0, False))
             return
-        wait = self.waits.pop(grant.request, None)
-        if wait is None:
+        wait = self.waits.get(grant.request)
+        if wait is None or wait.done:
             if grant.token not in self.holds:
                 self._tell_one_way(Cancel(self._epoch, self._session, grant.request))
+            self.waits.pop(grant.request, None)
             return
-        if wait.converts:
-            self.holds.pop(wait.converts, None)
         hold = Hold(wait.lock, grant.token, grant.mode, wait.owner, wait.limit, grant.sticky)
-        self.holds[grant.token] = hold
-        self.news.append(Granted(grant.request, hold))
+        if wait.abandoned:
+            self.give_back(hold)
+            self.holds.pop(wait.converts, None)
+        elif wait.converts:
+            others = {token: other for token, other in self.holds.items() if token != wait.converts}
+            self.holds = others | {grant.token: hold}
+            wait.hold = hold
+        else:
+            self.holds[grant.token] = wait.hold = hold
+        wait.done = True
+        self.news.append(wait)
+        del self.waits[grant.request]
 
     def _welcome(self, message: Welcome, now_ns: int) -> None:
         if self.state != "joining" or message.request != self._hello:
             return
+        for hold in self.holds.values():
+            if not (message.claimed and hold.token in self._claimed):
+                hold.lost = "its session was lost"
+        for request, wait in list(self.waits.items()):
+            if wait.cancelled:
+                self._end_wait(request, "wait", "it was cancelled")
         self.state, self._session, self._hello = "joined", message.session, 0
         self.ttl_ns, self.lock_delay_ns = message.ttl_ms * 1_000_000, message.lock_delay_ms * 1_000_000
         self._group, self._epoch, self._epoch_id = message.group, message.epoch, message.epoch_id
         self._changes = message.changes
-        for token, hold in list(self.holds.items()):
-            if not (message.claimed and token in self._claimed):
-                self._lose(hold, "its session was lost")
-        self.lease_ns = max(self.lease_ns, self._hello_ns + self.ttl_ns)
+        self.lease_ns = self._hello_ns + self.ttl_ns  # earlier than it was, where lockd has a shorter ttl now
         self._next_ns = now_ns + self.ttl_ns // 3
         self.news.append(Joined())
-        for request, wait in list(self.waits.items()):
-            if wait.cancelled:
-                self._end_wait(request, "wait", "it was cancelled")
-            else:
-                self._ask(request, now_ns)
+        for hold in list(self.holds.values()):
+            if hold.lost:
+                self._lose(hold, hold.lost)
+        for wait in self.waits.values():
+            self._ask(wait, now_ns)
 
     # Parts
 
@@ -391,16 +406,18 @@ class LockCore:
 
     def _tell_one_way(self, message: ToLockd) -> None:
         self._unconfirmed.keep(self._requests, message)
-        self._tell(message)
+        if self._connected:
+            self.out.append(message)
 
-    def _ask(self, request: int, now_ns: int) -> None:
-        wait = self.waits[request]
+    def _ask(self, wait: Wait, now_ns: int) -> None:
+        if not self._connected:
+            return
         wait_ms = _FOR_EVER_MS if wait.deadline_ns is None else max(0, wait.deadline_ns - now_ns) // 1_000_000
-        self._tell(
+        self.out.append(
             Acquire(
                 self._epoch,
                 self._session,
-                request,
+                wait.request,
                 wait.lock,
                 "plain",
                 wait.mode,
@@ -431,6 +448,8 @@ class LockCore:
             self.news.append(Unusable())
             return
         if not self._hello:
+            if now_ns >= self.lease_ns:
+                self._lose_all(LEASE_OVER)  # this process stood still, and nobody has looked at the time yet
             self._hello, self._hello_ns = self._request(), now_ns
             self._claimed = frozenset(self.holds)
         held = tuple(
@@ -463,20 +482,22 @@ class LockCore:
 
     def _lose(self, hold: Hold, reason: str) -> None:
         hold.lost = reason
-        self.holds.pop(hold.token, None)
         if self._idle.get(hold.lock) is hold:
-            del self._idle[hold.lock]
             self.give_back(hold)
         else:
-            self.news.append(HoldLost(hold))
+            self.news.append(HoldLost(hold))  # before its conversion ends: else it would be held again for a moment
         for request, wait in list(self.waits.items()):
             if wait.converts == hold.token:
                 self._end_wait(request, "lost", f"the lock that it was to convert is lost: {reason}")
+        self.holds.pop(hold.token, None)
 
     def _lose_all(self, reason: str) -> None:
         for hold in list(self.holds.values()):
             self._lose(hold, reason)
 
     def _end_wait(self, request: int, cause: Cause, reason: str) -> None:
-        if self.waits.pop(request, None) is not None:
-            self.news.append(NotGranted(request, cause, reason))
+        wait = self.waits.get(request)
+        if wait is not None and not wait.done:
+            wait.done, wait.cause, wait.reason = True, cause, reason
+            self.news.append(wait)
+        self.waits.pop(request, None)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Generic, Self, TypeVar
 
-from client.lock_core import Hold
+from client.lock_core import LEASE_OVER, Hold
 from client.lock_errors import Cancelled, Deadlock, LockError, LockLost, Misuse, NotAcquired, TimedOut, Token
 from client.lock_session import LockSession, now_ns
 from client.settings import DEFAULT_LOCKD
@@ -30,12 +30,26 @@ from common.names import client_name_problem, endpoint_problem, lock_name_proble
 Value = TypeVar("Value")
 OnLost = Callable[["Lock"], object]
 _owners = itertools.count(1)
+_AS_MADE: Final = -1.0
+_WAIT_S_MAX: Final = 1e9
 _thread = threading.local()
 
 
 def new_owner() -> int:
     """Return a number for a task that takes locks, which no other has."""
     return next(_owners)
+
+
+def _problem_of(name: object, problem_of: Callable[[str], str | None]) -> str | None:
+    """Tell what is wrong with a name, which may be anything."""
+    return problem_of(name) if isinstance(name, str) else "a name is a str"
+
+
+def _checked(wait: object) -> float | None:
+    """Return how long to wait. Raises ValueError where that is no time."""
+    if wait is None or (isinstance(wait, int | float) and 0 <= wait <= _WAIT_S_MAX):
+        return wait
+    raise ValueError(f"wait {wait!r}: it is seconds from 0 to {_WAIT_S_MAX:.0e}, or None to wait for ever")
 
 
 def _this_thread() -> int:
@@ -53,7 +67,7 @@ class LockClient:
     It keeps its lease alive in a thread of its own, however busy others are. It belongs to the process that made it.
     """
 
-    def __init__(self, lockd: str | None = None, *, name: str | None = None, wait: float = 10.0) -> None:
+    def __init__(self, lockd: str | None = None, *, name: str | None = None, wait: float | None = 10.0) -> None:
         """Open a session with the lockd at an endpoint, within `wait` seconds.
 
         Without `lockd` it is that of LOCKSTEP_LOCKD, else tcp://127.0.0.1:7461. `name` is how others see who holds a
@@ -65,10 +79,11 @@ class LockClient:
             raise ValueError(f"lockd {endpoint!r}: {problem}")
         incarnation = os.urandom(8).hex()
         name = name or _unique_name(incarnation)
-        if problem := client_name_problem(name):
+        if problem := _problem_of(name, client_name_problem):
             raise ValueError(f"name {name!r}: {problem}")
         self.name: Final = name
-        self._session = LockSession(endpoint, name, incarnation, wait)
+        wait = _checked(wait)
+        self._session = LockSession(endpoint, name, incarnation, _WAIT_S_MAX if wait is None else wait)
 
     @property
     def lease_ends_ns(self) -> int:
@@ -117,12 +132,21 @@ class LockClient:
     def locks(
         self, *names: str, wait: float | None = 10.0, shared: bool = False, on_lost: OnLost | None = None
     ) -> "Locks":
-        """Return several locks that are acquired together: all of them, or none. `wait` is for all together."""
+        """Return several locks that are acquired together: all of them, or none. `wait` is for all together.
+
+        Raises ValueError for a malformed name, or where there is none.
+        """
+        if not names:
+            raise ValueError("locks() without a name would hold nothing; name one lock at least")
         return Locks([self.lock(name, shared=shared, on_lost=on_lost) for name in sorted(set(names))], wait)
 
     def close(self) -> None:
         """Give everything back, and end the session. What still waits raises; a second time does nothing."""
         self._session.close()
+
+    def __repr__(self) -> str:
+        """Return its name, for people."""
+        return f"<LockClient {self.name} at {self._session.endpoint}>"
 
     def __enter__(self) -> Self:
         """Return itself."""
@@ -151,13 +175,13 @@ class Lock:
         on_lost: OnLost | None,
     ) -> None:
         """See LockClient.lock. Raises ValueError for a malformed name."""
-        if problem := lock_name_problem(name):
+        if problem := _problem_of(name, lock_name_problem):
             raise ValueError(f"lock {name!r}: {problem}")
         self.name: Final = name
         self.request = 0
         self._session = session
         self._wanted: Mode = mode
-        self._wait = wait
+        self._wait = _checked(wait)
         self._limit = limit
         self._sticky = sticky
         self._reentrant = reentrant
@@ -167,10 +191,11 @@ class Lock:
         self._depth = 0
         self._waits = False
         self._told: Hold | None = None
+        self._is_lost = False
         self.lost = threading.Event()
         """It is set when the lock is lost; acquiring it again takes another event."""
 
-    def acquire(self, wait: float | None = -1.0, *, owner: int = 0) -> Token:
+    def acquire(self, wait: float | None = _AS_MADE, *, owner: int = 0) -> Token:
         """Take the lock and return its token, waiting for so many seconds (None: for ever; left out: as it was made).
 
         `owner` stands for a task other than this thread, as those of asyncio: deadlocks are looked for among owners.
@@ -179,17 +204,18 @@ class Lock:
         owner = owner or _this_thread()
         if self._hold is not None and not self._hold.lost:
             if self._reentrant and self._owner == owner:
+                token = Token(self._hold.token)
                 self._depth += 1
-                return Token(self._hold.token)
+                return token
             who = "this thread" if self._owner == owner else "another thread: each makes its own with LockClient.lock"
             raise Misuse(f"{self.name} is held already, by {who}")
-        if self.lost.is_set():
-            self.lost = threading.Event()
+        if self._is_lost:
+            self.lost, self._is_lost = threading.Event(), False
         if self._hold is not None:
             self._session.release(self._hold)
-        hold = self._ask(wait, owner, self._wanted, 0)
-        self._hold, self._owner, self._depth = hold, owner, 1
-        return Token(hold.token)
+        token = self._ask(wait, owner, self._wanted, 0)
+        self._depth = 1
+        return token
 
     def try_acquire(self) -> bool:
         """Take the lock if it is free right now; return whether it was. Raises NotAcquired where it is refused."""
@@ -201,23 +227,30 @@ class Lock:
 
     def release(self, *, owner: int = 0) -> None:
         """Give the lock back; one that is lost is only forgotten. Raises Misuse where this thread does not hold it."""
+        if self._session.forked:
+            self._session.refuse()
         hold = self._hold
         if hold is None:
             raise Misuse(f"{self.name} is not held, so it cannot be released")
         if self._owner != (owner or _this_thread()):
             raise Misuse(f"{self.name} is held by another thread; that one releases it")
-        self._depth -= 1
-        if self._depth:
+        if self._depth > 1:
+            self._depth -= 1
             return
-        self._hold = None
-        self._session.release(hold)
+        try:
+            self._hold, self._depth = None, 0
+            self._session.release(hold)
+        except BaseException:
+            self._session.unwanted.append(hold)  # interrupted: it is given back all the same
+            self._session.tidy()
+            raise
 
     def cancel(self) -> None:
         """End the wait of another thread in `acquire` or `upgrade`, which raises Cancelled there."""
         if self._waits:
             self._session.cancel(self.request)
 
-    def upgrade(self, wait: float | None = -1.0) -> Token:
+    def upgrade(self, wait: float | None = _AS_MADE) -> Token:
         """Make a shared hold an exclusive one, with nobody in between, and return its new token.
 
         Until then, and where it raises, the shared hold stays. Of two who want that at once the second gets a Deadlock.
@@ -231,9 +264,9 @@ class Lock:
 
     @property
     def held(self) -> bool:
-        """Tell whether the lock is held, and the lease has not ended."""
+        """Tell whether the lock is held, and the lease has not ended; the child of a fork holds nothing."""
         hold = self._hold
-        return hold is not None and not hold.lost and now_ns() < self._session.lease_ns
+        return hold is not None and not hold.lost and now_ns() < self._session.lease_ns and not self._session.forked
 
     @property
     def token(self) -> Token:
@@ -243,12 +276,17 @@ class Lock:
         return Token(self._hold.token)
 
     def check(self) -> Token:
-        """Return the token if the lock is still held. Raises LockLost, and Misuse where it was never acquired."""
+        """Return the token if the lock is still held. Raises LockLost.
+
+        Raises Misuse where it was never acquired, and in the child of a fork.
+        """
+        if self._session.forked:
+            self._session.refuse()
         hold = self._hold
         if hold is None:
             raise Misuse(f"{self.name} is not held")
         if hold.lost or now_ns() >= self._session.lease_ns:
-            raise LockLost(f"{self.name} was lost, held under token {Token(hold.token)}: {hold.lost or _LEASE}")
+            raise LockLost(f"{self.name} was lost, held under token {Token(hold.token)}: {hold.lost or LEASE_OVER}")
         return Token(hold.token)
 
     def guard(self, value: Value) -> "Guard[Value]":
@@ -261,33 +299,42 @@ class Lock:
         """Take in that the lock is lost; the session calls it."""
         if self._told is hold:
             return
-        self._told = hold
+        self._is_lost = True
         self.lost.set()
         if self._on_lost is not None:
             threading.Thread(target=self._on_lost, args=(self,), name=f"{self.name} is lost", daemon=True).start()
+        self._told = hold
 
-    def _ask(self, wait: float | None, owner: int, mode: Mode, converts: int) -> Hold:
-        if wait is not None and wait < 0:
-            wait = self._wait
+    def _ask(self, wait: float | None, owner: int, mode: Mode, converts: int) -> Token:
+        """Acquire or convert it. Whatever is raised, here or by a signal's handler: then nothing came of it."""
+        wait = self._wait if wait == _AS_MADE else _checked(wait)
         wait_ns = None if wait is None else int(wait * 1e9)
         self._waits = True
         try:
-            call = self._session.acquire(
+            answer = self._session.acquire(
                 self, self.name, mode, owner, wait_ns, limit=self._limit, converts=converts, sticky=self._sticky
             )
         finally:
             self._waits = False
-        if call.hold is not None:
-            return call.hold
-        if call.cause == "deadlock":
-            raise Deadlock(call.reason)
-        if call.cause == "lost" and converts:
-            raise LockLost(call.reason)
-        if call.reason == "it was cancelled":
+        hold = answer.hold
+        if hold is not None:
+            try:
+                token = Token(hold.token)
+            except BaseException:
+                self._session.unwanted.append(hold)
+                self._session.tidy()
+                raise
+            self._hold, self._owner = hold, owner
+            return token
+        if answer.cause == "deadlock":
+            raise Deadlock(answer.reason)
+        if answer.cause == "lost" and converts:
+            raise LockLost(answer.reason)
+        if answer.reason == "it was cancelled":
             raise Cancelled(f"waiting for {self.name} was cancelled")
-        if call.cause == "wait":
-            raise TimedOut(call.reason)
-        raise NotAcquired(call.reason)
+        if answer.cause == "wait":
+            raise TimedOut(answer.reason)
+        raise NotAcquired(answer.reason)
 
     def _convert(self, mode: Mode, wait: float | None) -> Token:
         token = self.check()
@@ -300,14 +347,20 @@ class Lock:
         if hold.mode == mode:
             return token
         try:
-            self._hold = self._ask(wait, self._owner, mode, hold.token)
+            return self._ask(wait, self._owner, mode, hold.token)
         except LockError:
             raise
         except BaseException:
-            self._hold = None  # interrupted: what became of it is not known, so it is given back as a whole
-            self._session.release(hold, for_good=True)
+            self._hold, self._depth = None, 0  # interrupted: what became of it is not known, so all of it is given back
+            self._session.unwanted.append(hold)
+            self._session.tidy()
             raise
-        return Token(self._hold.token)
+
+    def __repr__(self) -> str:
+        """Return its name and whether it is held, for people."""
+        hold = self._hold
+        state = "not held" if hold is None else f"{'held' if self.held else 'lost'} under {Token(hold.token)}"
+        return f"<Lock {self.name}, {state}>"
 
     def __enter__(self) -> Self:
         """Acquire it."""
@@ -324,7 +377,8 @@ class Lock:
                 self.check()
             except LockLost as loss:
                 lost = str(loss)
-        self.release()
+        if kind is None or not self._session.forked:
+            self.release()
         if lost:
             raise LockLost(lost)
 
@@ -339,12 +393,11 @@ class Locks:
     def __init__(self, locks: list[Lock], wait: float | None) -> None:
         """Take the locks in the order in which they are acquired."""
         self.locks: Final = tuple(locks)
-        self._wait = wait
+        self._wait = _checked(wait)
 
-    def acquire(self, wait: float | None = -1.0) -> dict[str, Token]:
+    def acquire(self, wait: float | None = _AS_MADE) -> dict[str, Token]:
         """Take all of them, within so many seconds, and return their tokens by name. Raises NotAcquired."""
-        if wait is not None and wait < 0:
-            wait = self._wait
+        wait = self._wait if wait == _AS_MADE else _checked(wait)
         end_ns = None if wait is None else now_ns() + int(wait * 1e9)
         done: list[Lock] = []
         try:
@@ -399,9 +452,6 @@ class Guard(Generic[Value]):
             raise LockLost(f"{self._lock.name} is not held any more under token {Token(self._hold.token)}")
         self._lock.check()
         return self._value
-
-
-_LEASE: Final = "the lease ran out, since lockd did not answer in time, or this process stood still"
 
 
 def _unique_name(incarnation: str) -> str:

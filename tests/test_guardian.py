@@ -24,7 +24,7 @@ class _Keeper:
     """A process that keeps a guardian, and what it has told."""
 
     def __init__(
-        self, directory: Path, *command: str, deadline_ms: int = _FOREVER_MS, grace_ms: int = 100, renew: bool = False
+        self, directory: Path, *command: str, deadline_ms: int = _FOREVER_MS, grace_ms: int = 100, renew: str = "once"
     ) -> None:
         self.lock = f"guarded-{os.urandom(8).hex()}"
         self._told = directory / "told"
@@ -32,7 +32,7 @@ class _Keeper:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-m", "tests.keeper", self.lock),
-                    *(str(deadline_ms), str(grace_ms), "renew" if renew else "once"),
+                    *(str(deadline_ms), str(grace_ms), renew),
                     *command,
                 ],
                 cwd=directory,
@@ -105,7 +105,7 @@ def test_the_whole_tree_is_gone_after_the_deadline(tmp_path: Path, keepers: list
 def test_the_whole_tree_is_gone_after_its_keeper(
     number: signal.Signals, tmp_path: Path, keepers: list[_Keeper]
 ) -> None:
-    keeper = _Keeper(tmp_path, "sh", "-c", STUBBORN, deadline_ms=1000, renew=True)
+    keeper = _Keeper(tmp_path, "sh", "-c", STUBBORN, deadline_ms=1000, renew="renew")
     keepers.append(keeper)
     _here(tmp_path, 3)
     keeper.send(number)
@@ -113,7 +113,8 @@ def test_the_whole_tree_is_gone_after_its_keeper(
 
 
 def test_the_lease_that_is_renewed_goes_on(tmp_path: Path, keepers: list[_Keeper]) -> None:
-    keeper = _Keeper(tmp_path, "sh", "-c", "until [ -e go ]; do sleep 0.02; done; exit 7", deadline_ms=500, renew=True)
+    command = "until [ -e go ]; do sleep 0.02; done; exit 7"
+    keeper = _Keeper(tmp_path, "sh", "-c", command, deadline_ms=500, renew="renew")
     keepers.append(keeper)
     keeper.told("STARTED")
     over_s = time.monotonic() + 1
@@ -121,6 +122,13 @@ def test_the_lease_that_is_renewed_goes_on(tmp_path: Path, keepers: list[_Keeper
     (tmp_path / "go").touch()
     assert keeper.told("EXITED") == (7 << 8, 0)
     assert not keeper.has_told("DEADLINE")
+
+
+def test_a_lease_that_becomes_shorter_ends_earlier(tmp_path: Path, keepers: list[_Keeper]) -> None:
+    keeper = _Keeper(tmp_path, "sleep", "60", renew="shorten")
+    keepers.append(keeper)
+    keeper.told("DEADLINE")
+    assert keeper.told("EXITED") == (signal.SIGTERM, 0)
 
 
 def test_a_guardian_sleeps_while_there_is_nothing_to_do(tmp_path: Path, keepers: list[_Keeper]) -> None:
@@ -148,7 +156,7 @@ def test_sigterm_comes_first_and_wakes_the_stopped(tmp_path: Path, keepers: list
 
 
 def test_nobody_outruns_it(tmp_path: Path, keepers: list[_Keeper]) -> None:
-    keeper = _Keeper(tmp_path, *_python(FLEEING), deadline_ms=_FOREVER_MS, renew=True)
+    keeper = _Keeper(tmp_path, *_python(FLEEING), deadline_ms=_FOREVER_MS, renew="renew")
     keepers.append(keeper)
     keeper.told("EXITED")
     assert _lines(tmp_path / "here") == 2
@@ -166,7 +174,7 @@ def test_what_is_left_behind_is_ended_and_counted(tmp_path: Path, keepers: list[
 
 
 def test_a_guardian_that_is_killed_is_replaced(tmp_path: Path, keepers: list[_Keeper]) -> None:
-    keeper = _Keeper(tmp_path, "sh", "-c", STUBBORN, renew=True)
+    keeper = _Keeper(tmp_path, "sh", "-c", STUBBORN, renew="renew")
     keepers.append(keeper)
     guardian, _ = keeper.told("GUARDIAN")
     _here(tmp_path, 3)
@@ -178,7 +186,7 @@ def test_a_guardian_that_is_killed_is_replaced(tmp_path: Path, keepers: list[_Ke
 def test_a_guardian_takes_no_signal_but_to_stop_and_does_not_stay_stopped(
     tmp_path: Path, keepers: list[_Keeper]
 ) -> None:
-    keeper = _Keeper(tmp_path, "sh", "-c", "until [ -e go ]; do sleep 0.02; done", renew=True)
+    keeper = _Keeper(tmp_path, "sh", "-c", "until [ -e go ]; do sleep 0.02; done", renew="renew")
     keepers.append(keeper)
     guardian, _ = keeper.told("GUARDIAN")
     keeper.told("STARTED")

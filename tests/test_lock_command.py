@@ -160,7 +160,7 @@ def test_a_signal_ends_the_wait_and_leaves_no_waiter(number: signal.Signals, gro
     waiter = group.start("client", "lock", "jobs/nightly", "--wait", "60s", "--", "touch", "ran")
     until(lambda: _waiters(group), "it waits")
     done = waiter.stop(number)
-    assert done.code == 128 + number
+    assert done.code == (-number if number == signal.SIGINT else 128 + number)
     assert refusal(done) == f"ended by {number.name} before COMMAND was started"
     assert _waiters(group) == 0
     assert not group.path("ran").exists()
@@ -343,9 +343,12 @@ def _shell(group: Group) -> Iterator[_Shell]:
 
 
 _COMMAND = f"{sys.executable} -P -m client lock a -- "
+_at_a_terminal = pytest.mark.skipif(
+    not (shutil.which("bash") and shutil.which("setsid")), reason="needs bash and setsid"
+)
 
 
-@pytest.mark.skipif(not (shutil.which("bash") and shutil.which("setsid")), reason="needs bash and setsid")
+@_at_a_terminal
 def test_at_a_terminal_command_is_in_front_and_can_be_stopped_and_go_on(group: Group) -> None:
     group.lockd(*_PATIENT)
     with _shell(group) as shell:
@@ -367,7 +370,7 @@ def test_at_a_terminal_command_is_in_front_and_can_be_stopped_and_go_on(group: G
         shell.shows(r"code 130\n")
 
 
-@pytest.mark.skipif(not (shutil.which("bash") and shutil.which("setsid")), reason="needs bash and setsid")
+@_at_a_terminal
 def test_with_others_in_front_command_gets_the_terminal_when_it_asks(group: Group) -> None:
     group.lockd(*_PATIENT)
     with _shell(group) as shell:
@@ -381,7 +384,7 @@ def test_with_others_in_front_command_gets_the_terminal_when_it_asks(group: Grou
         shell.shows(r"code 0\n")
 
 
-@pytest.mark.skipif(not (shutil.which("bash") and shutil.which("setsid")), reason="needs bash and setsid")
+@_at_a_terminal
 def test_stopped_at_the_terminal_for_longer_than_its_lease(group: Group) -> None:
     group.lockd(*_QUICK)
     with _shell(group) as shell:
@@ -422,3 +425,37 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+
+
+@_at_a_terminal
+@pytest.mark.parametrize("command", ["cat", "sleep 60"])
+def test_ctrl_c_ends_the_script_that_called_us(command: str, group: Group) -> None:
+    group.lockd(*_PATIENT)
+    group.path("script").write_text(f"{_COMMAND} {command}\necho went on\n")
+    with _shell(group) as shell:
+        shell.type("bash script\n")
+        until(lambda: left_of("a"), "COMMAND runs")
+        if command == "cat":
+            shell.type("hello\n")  # it reads the terminal, so that it is in front
+            shell.shows("hello\nhello\n")
+        shell.type("\x03")
+        shell.shows(r"\$ $")
+        assert "went on" not in shell.shown
+        shell.type("echo code $?\n")
+        shell.shows(r"code 130\n")
+
+
+@_at_a_terminal
+def test_ctrl_c_ends_the_script_that_waits_for_the_lock(group: Group) -> None:
+    group.lockd(*_PATIENT)
+    holder = _held(group)
+    group.path("script").write_text(f"{_COMMAND.replace('lock a', 'lock jobs/nightly')} true\necho went on\n")
+    with _shell(group) as shell:
+        shell.type("bash script\n")
+        until(lambda: _waiters(group), "it waits")
+        shell.type("\x03")
+        shell.shows(r"\$ $")
+        assert "ended by SIGINT before COMMAND was started" in shell.shown
+        assert "went on" not in shell.shown
+    group.path("go").touch()
+    assert holder.end().code == 0

@@ -1,7 +1,10 @@
 """LockClient against a real lockd: what a program sees of its locks."""
 
 import asyncio
+import contextlib
+import itertools
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -9,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from client import Cancelled, Deadlock, LockClient, LockLost, Misuse, NotAcquired, TimedOut, Token, Unreachable
 from client.aio import held
+from client.locking import Lock
 from client.operator import break_lock, call_back, inspect
 
 S = 1_000_000_000
@@ -135,6 +140,8 @@ def test_what_makes_no_sense_is_a_misuse(clients: Callable[[str], LockClient]) -
             a.lock(name)
     with pytest.raises(ValueError, match="limit 0"):
         a.semaphore("s", 0)
+    with pytest.raises(ValueError, match="name one lock at least"):
+        a.locks()
     a.close()
     with pytest.raises(Misuse, match="closed"):
         lock.acquire()
@@ -286,6 +293,24 @@ def test_a_sticky_lock_in_use_is_given_back_when_it_is_done(
     assert isinstance(ended[0], Token)
 
 
+def test_a_try_gets_a_lock_that_another_keeps_unused_and_not_one_in_use(
+    lockd: Daemon, clients: Callable[[str], LockClient]
+) -> None:
+    a, b = clients("a"), clients("b")
+    kept = a.lock("job", sticky=True)
+    with kept:
+        pass
+    (holder,) = inspect(lockd.endpoint, "job").locks[0].holders
+    assert (holder.host, holder.sticky) == ("a", True)
+    other = b.lock("job")
+    assert other.try_acquire()
+    other.release()
+    with kept:
+        assert not other.try_acquire(), "lockd has asked whether it is in use"
+        assert not other.try_acquire(), "lockd knows that it is in use"
+    until(other.try_acquire)
+
+
 def test_who_keeps_an_idle_lock_gives_it_back_when_an_operator_asks(
     lockd: Daemon, clients: Callable[[str], LockClient]
 ) -> None:
@@ -376,18 +401,35 @@ def test_a_session_lives_on_while_a_thread_computes(clients: Callable[[str], Loc
 
 def test_a_child_of_a_fork_cannot_use_the_parents_locks(clients: Callable[[str], LockClient]) -> None:
     a = clients("a")
-    lock = a.lock("job")
+    lock, shared = a.lock("job"), a.lock("doc", shared=True)
     lock.acquire()
-    if not (child := os.fork()):
-        code = 1
-        try:
-            a.lock("other").acquire()
-        except Misuse:
-            code = 7
-        finally:
-            os._exit(code)
+    shared.acquire()
+    guard = lock.guard("secret")
+
+    def leave() -> None:
+        with contextlib.ExitStack() as stack:
+            stack.push(lock)
+
+    with a._session._mutex:  # as another thread of the parent may have it
+        child = os.fork()
+        if not child:
+            code = 1
+            try:
+                signal.alarm(int(PATIENCE_S))
+                calls = (a.lock("other").acquire, lock.check, guard.get, shared.upgrade, lock.release, leave)
+                refused = 0
+                for call in calls:
+                    try:
+                        call()
+                    except Misuse:
+                        refused += 1
+                a._session.cancel(1)
+                a.close()
+                code = 7 if refused == len(calls) and not lock.held else 8
+            finally:
+                os._exit(code)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
-    assert lock.check()
+    assert lock.check() and lock.held
 
 
 def test_a_program_that_ends_gives_its_locks_back(lockd: Daemon, clients: Callable[[str], LockClient]) -> None:
@@ -438,3 +480,143 @@ def test_tasks_wait_without_holding_up_their_loop(lockd: Daemon, clients: Callab
 
     asyncio.run(main())
     assert counted == [50]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_task_cancelled_right_after_its_start_leaves_no_hold(
+    times: int, lockd: Daemon, clients: Callable[[str], LockClient]
+) -> None:
+    a, b = clients("a"), clients("b")
+
+    async def wait() -> None:
+        async with held(b.lock("job", wait=None)):
+            pass
+
+    async def main() -> None:
+        for _ in range(50):
+            waiting = asyncio.create_task(wait())
+            for _ in range(times):
+                await asyncio.sleep(0)
+                waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asyncio.wait_for(waiting, PATIENCE_S)
+        while await asyncio.to_thread(waiters, lockd, "job"):
+            pass
+
+    with a.lock("job"):
+        asyncio.run(main())
+    assert a.lock("job").acquire(PATIENCE_S)
+
+
+def test_a_deadlock_of_two_tasks_is_told_to_one(clients: Callable[[str], LockClient]) -> None:
+    a = clients("a")
+
+    async def main() -> list[object]:
+        both = asyncio.Barrier(2)
+
+        async def nest(first: str, second: str) -> None:
+            async with held(a.lock(first)):
+                await both.wait()
+                async with held(a.lock(second, wait=PATIENCE_S)):
+                    pass
+
+        return list(await asyncio.gather(nest("x", "y"), nest("y", "x"), return_exceptions=True))
+
+    ended = asyncio.run(main())
+    assert sorted(type(one).__name__ for one in ended) == ["Deadlock", "NoneType"]
+
+
+class _Interrupt(Exception):
+    """What the handler of a signal raises."""
+
+
+def _interrupted(locks: Iterator[Lock], use: Callable[[Lock], object], seconds: float) -> int:
+    """Use locks while the handler of a signal raises anywhere in it; return how often that was."""
+    chance, times = random.Random(1), 0
+
+    def interrupt(number: int, frame: object) -> None:
+        nonlocal times
+        times += 1
+        raise _Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    end = time.monotonic() + seconds
+    try:
+        while time.monotonic() < end:
+            lock = next(locks)
+            try:
+                signal.setitimer(signal.ITIMER_REAL, chance.uniform(1e-5, 1e-3))
+                while True:
+                    use(lock)
+            except _Interrupt:
+                pass
+            if lock.held:
+                lock.release()
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    return times
+
+
+_UNCLOSED = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+"""What the standard library opens when it is interrupted, it leaves to be closed to the garbage collector."""
+
+
+@_UNCLOSED
+@pytest.mark.parametrize("sticky", [False, True], ids=["plain", "sticky"])
+def test_signals_whose_handlers_raise_leave_nothing_behind(
+    sticky: bool, lockd: Daemon, clients: Callable[[str], LockClient]
+) -> None:
+    a, b = clients("a"), clients("b")
+    names = [f"job-{number}" for number in range(50)]
+    ended = threading.Event()
+
+    def others() -> None:
+        while not ended.is_set():
+            with a.lock("other", wait=None), b.lock("job-0", wait=None):
+                pass
+
+    def use(lock: Lock) -> None:
+        lock.acquire()
+        lock.release()
+
+    thread, failed = in_thread(others)
+    turns = itertools.cycle(names)
+    assert _interrupted((a.lock(name, sticky=sticky, wait=None) for name in turns), use, 3.0) > 100
+    ended.set()
+    thread.join(PATIENCE_S)
+    assert failed == [None]
+    for name in names:
+        with b.lock(name, wait=PATIENCE_S), a.lock("more"):
+            pass
+    until(lambda: not inspect(lockd.endpoint, "").locks)
+
+
+@pytest.mark.parametrize("wait", [-2, -0.5, float("nan"), float("inf"), 1e30, "1"])
+def test_a_wait_that_is_no_time_is_refused(wait: Any, clients: Callable[[str], LockClient]) -> None:
+    client = clients("a")
+    lock = client.lock("job")
+    for call in (
+        lambda: client.lock("job", wait=wait),
+        lambda: lock.acquire(wait),
+        lambda: client.locks("a", wait=wait),
+    ):
+        with pytest.raises(ValueError, match="it is seconds from 0 to 1e\\+09, or None to wait for ever"):
+            call()
+    assert repr(lock) == "<Lock job, not held>"
+    with lock:
+        assert repr(lock) == f"<Lock job, held under {lock.token}>"
+    with pytest.raises(ValueError, match="lock b'job': a name is a str"):
+        client.lock(b"job")  # type: ignore[arg-type]
+
+
+def test_the_name_of_a_process_that_is_dead_is_waited_for(lockd: Daemon) -> None:
+    program = f"from client import LockClient; LockClient({lockd.endpoint!r}, name='a'); print(flush=True); input()"
+    dead = subprocess.Popen([sys.executable, "-P", "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert dead.stdout is not None
+    assert dead.stdout.readline()
+    with pytest.raises(Unreachable, match="the name a is in use"):
+        LockClient(lockd.endpoint, name="a", wait=0.1)
+    dead.kill()
+    dead.communicate()
+    with LockClient(lockd.endpoint, name="a", wait=PATIENCE_S) as client, client.lock("job"):
+        pass
