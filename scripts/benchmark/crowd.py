@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
-from client.lock_core import Granted, Joined, LockCore
+from client.lock_core import Joined, LockCore, Wait
 from client.zmtp import Connection, Disconnected
 from common.messages import FromLockd, Pong
 from common.open_files import raise_open_files
@@ -47,7 +47,7 @@ class Member:
 
     def ask(self, now_ns: int) -> None:
         """Ask for one more of the locks that it wants."""
-        self.core.acquire(f"{self.name}/{self.wants}", "exclusive", 0, _WAIT_NS, now_ns)
+        self.core.acquire(Wait(f"{self.name}/{self.wants}", "exclusive", 0, now_ns + _WAIT_NS), now_ns)
         self.wants -= 1
         self._send()
 
@@ -58,7 +58,7 @@ class Member:
 
     def receive(self, now_ns: int) -> None:
         """Take in what has come. Raises Disconnected."""
-        while (frame := self._connection.receive(0)) is not None:
+        for frame in self._connection.receive(0):
             message: FromLockd = decode(frame, FromLockd)  # type: ignore[arg-type]
             self.answered += isinstance(message, Pong)
             self.core.received(message, now_ns)
@@ -152,7 +152,7 @@ class Crowd:
         member = self._members[number]
         member.receive(time.monotonic_ns())
         for news in member.core.news:
-            if not isinstance(news, Joined | Granted):
+            if not isinstance(news, Joined) and not (isinstance(news, Wait) and news.hold is not None):
                 raise Disconnected(f"{member.name}: {news}")
             self._under_way -= 1
         if member.core.news:
