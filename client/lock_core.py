@@ -151,6 +151,8 @@ class LockCore:
     _claimed: frozenset[int] = frozenset()
     _next_ns: int = 0
     _pings: dict[int, int] = field(default_factory=dict)
+    _converting: dict[int, str] = field(default_factory=dict)
+    """Conversions that were abandoned, request → lock: until lockd's word nobody knows whether the lock is held."""
     _unconfirmed: Unconfirmed = field(default_factory=Unconfirmed)
 
     # Calls
@@ -180,6 +182,8 @@ class LockCore:
         """Wait no more, and hold nothing of it: whoever asked hears no answer."""
         wait.abandoned = True
         self.cancel(wait.request)
+        if wait.converts and wait.request in self.waits:
+            self._converting[wait.request] = wait.lock
         if wait.hold is not None:
             self.drop(wait.hold)
 
@@ -302,6 +306,7 @@ class LockCore:
             case Grant() if message.epoch == self._epoch and self.state == "joined":
                 self._unconfirmed.answered(message.request)
                 self._granted(message)
+                self._converted(message.request, now_ns)
             case Welcome():
                 self._welcome(message, now_ns)
             case Stale():
@@ -328,6 +333,7 @@ class LockCore:
             case Refused():
                 self._unconfirmed.answered(message.request)
                 self._end_wait(message.request, message.cause, message.reason)
+                self._converted(message.request, now_ns)
             case Pong():
                 self._unconfirmed.answered(message.request)
                 sent_ns = self._pings.pop(message.request, None)
@@ -372,6 +378,14 @@ class LockCore:
         self.news.append(wait)
         del self.waits[grant.request]
 
+    def _converted(self, request: int, now_ns: int) -> None:
+        """Ask for the lock of a conversion that was abandoned, now that lockd has answered that."""
+        lock = self._converting.pop(request, None)
+        if lock is not None:
+            for wait in self.waits.values():
+                if wait.lock == lock:
+                    self._ask(wait, now_ns)
+
     def _welcome(self, message: Welcome, now_ns: int) -> None:
         if self.state != "joining" or message.request != self._hello:
             return
@@ -412,6 +426,10 @@ class LockCore:
     def _ask(self, wait: Wait, now_ns: int) -> None:
         if not self._connected:
             return
+        if self._converting and any(
+            lock == wait.lock and request < wait.request for request, lock in self._converting.items()
+        ):
+            return  # the conversion may be granted, and lockd would see its owner wait for itself
         wait_ms = _FOR_EVER_MS if wait.deadline_ns is None else max(0, wait.deadline_ns - now_ns) // 1_000_000
         self.out.append(
             Acquire(
@@ -478,6 +496,7 @@ class LockCore:
         """Begin the next session; what is waited for is asked for again in it."""
         self.state, self._session, self._hello, self._next_ns = "joining", 0, 0, 0
         self._pings.clear()
+        self._converting.clear()
         self._unconfirmed.clear()
 
     def _lose(self, hold: Hold, reason: str) -> None:

@@ -13,7 +13,7 @@ import sys
 import termios
 import tty
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from typing import Final
 
 import zmq
@@ -35,7 +35,7 @@ from common.errors import EXIT_CRASHED, CommandError, refused
 from common.messages import FromLockd, Inspect, Inspection, Message
 from common.moments import SteadyClock
 from common.printing import printable
-from common.sockets import caller, connections, states
+from common.sockets import caller, connections, send, states
 from common.stopping import Stop
 from common.wire import WireError, decode, encode
 
@@ -176,12 +176,13 @@ def _look(
                 return
         to_send += onlooker.tick(now_ns)
         for request in to_send:
-            socket.send(encode(request))
+            with suppress(zmq.Again):  # it is asked again after the silence
+                send(socket, encode(request))
         if onlooker.trouble and onlooker.seen[0] is None:
             raise refused(onlooker.trouble)
         silent_ns = onlooker.silent_ns(now_ns)
         if fresh or resized or now_ns >= tell_ns:
-            tell_ns = now_ns + _SILENCE_NS
+            tell_ns = now_ns + _SILENCE_NS - silent_ns % _SILENCE_NS  # with each whole second of silence
             if fresh or resized or silent_ns >= _SILENCE_NS or onlooker.trouble:
                 show.frame(onlooker, silent_ns, fresh=fresh)
 

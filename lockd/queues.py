@@ -462,8 +462,8 @@ class Queues:
                 shared.log("release", lock, hold, now_ns)
                 self.advance(lock, now_ns)
         elif request not in session.answers:
-            # It was lost with a connection; where it is said again, it comes behind this.
-            self._refuse_from_now_on(session, request, "it was cancelled", "wait")
+            # It was lost with a connection, or never said; where it is said again, it comes behind this.
+            self._refuse(session, request, "it was cancelled", "wait")
 
     def _refuse_from_now_on(self, session: Session, request: int, reason: str, cause: Cause) -> None:
         """Let a request that comes again be granted no more."""

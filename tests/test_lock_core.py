@@ -1,5 +1,7 @@
 """The core of a client that only locks, beside lockd's: what neither of them may forget. No I/O."""
 
+import pytest
+
 from client.lock_core import Hold, LockCore, Wait
 from common.grantlog import GrantLine
 from common.messages import Mode
@@ -141,6 +143,31 @@ def test_a_downgrade_can_be_abandoned_with_its_hold() -> None:
     pair.a.give_back(hold)
     pair.talk()
     assert wait.done and not pair.a.holds and not pair.lockd.locks
+
+
+@pytest.mark.parametrize("reaches", ["before lockd grants it", "when lockd has granted it", "lockd without the request"])
+def test_behind_a_conversion_that_was_abandoned_the_lock_is_asked_for_when_lockd_has_answered(reaches: str) -> None:
+    pair = Pair()
+    hold = pair.have(pair.a, "door", "shared")
+    other = pair.have(pair.b, "door", "shared")
+    conversion = pair.ask(pair.a, "door", converts=hold.token)
+    if reaches == "lockd without the request":
+        pair.a.out.clear()  # a signal came between keeping it and saying it
+    else:
+        pair.say(pair.a)
+    if reaches == "when lockd has granted it":
+        pair.b.give_back(other)
+        pair.say(pair.b)
+    pair.a.abandon(conversion)
+    pair.a.drop(hold)
+    wait = pair.ask(pair.a, "door")
+    pair.talk()
+    if other.token in pair.b.holds:
+        pair.b.give_back(other)
+        pair.talk()
+    assert wait.hold, wait.reason
+    assert conversion.done and pair.a.holds == {wait.hold.token: wait.hold}
+    assert list(pair.lockd.locks["door"].holds) == [wait.hold.token]
 
 
 def test_a_lease_that_ends_before_a_claim_is_answered_takes_the_claim_along() -> None:
