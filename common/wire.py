@@ -43,11 +43,11 @@ def decode(frame: bytes, expected: type[Kind]) -> Kind:
     if frame[:1] != _VERSION:
         version = frame[0] if frame else "none"
         raise WireError(f"it speaks version {version} of the protocol, this is {PROTOCOL_VERSION}")
-    decoder = _decoders.get(id(expected))  # unions are constants of a module; hashing one costs as much as decoding
-    if decoder is None:
-        decoder = _decoders[id(expected)] = Decoder(expected)
+    decoded = _decoders.get(id(expected))  # unions are constants of a module; hashing one costs as much as decoding
+    if decoded is None:
+        decoded = _decoders[id(expected)] = Decoder(expected).decode
     try:
-        message: Kind = decoder.decode(frame[1:])
+        message: Kind = decoded(frame[1:])
     except (DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise WireError(f"it cannot be decoded: {error}") from error
     check = _CHECKS.get(type(message))
@@ -203,7 +203,7 @@ def _map(key: Check, item: Check | None) -> Check:
     return check
 
 
-_decoders: Final[dict[int, Decoder[Any]]] = {}
+_decoders: Final[dict[int, Callable[[bytes], Any]]] = {}
 _CHECKS: Final[dict[type, Check]] = {
     kind: check
     for union in (ToLockd, FromLockd, ToReplica, FromReplica)

@@ -24,6 +24,7 @@ _EVENTS_MAX: Final = 256
 _FRAMES_MAX: Final = 64
 """So many frames of one connection are taken in at once, then it is the others' turn."""
 _PARTS_MAX: Final = 3
+_NOT_ALL: Final = COMMAND | MORE
 _MALFORMED_MAX: Final = 100
 """Who has sent so many malformed messages over one connection is closed."""
 _ROUTE_BYTES_MAX: Final = 255
@@ -262,7 +263,7 @@ class Listener:
             for flags, body in frames:
                 if not peer.route:
                     self._shake_hands(peer, flags, body)
-                elif not flags & (COMMAND | MORE):
+                elif not flags & _NOT_ALL:
                     if peer.parts:
                         found.append((peer.route, [*peer.parts, body]))
                         peer.parts = []

@@ -63,7 +63,8 @@ class Queues:
             assert hold.answer is not None
             shared.send(session.route, hold.answer)
             return
-        problem = self._acquire_problem(session, message)
+        lock = shared.locks.get(message.lock)
+        problem = self._acquire_problem(session, message, lock)
         if problem:
             self._refuse(session, request, problem, "request")
             return
@@ -76,14 +77,16 @@ class Queues:
                 return
             self.early.setdefault((session.id, request), (message, since_ns))
             return
-        lock = shared.locks.get(message.lock)
+        waiter = Waiter(session.id, request, message.mode, since_ns, message.owner, message.converts, message.sticky)
         if lock is None:
             lock = shared.locks[message.lock] = Lock(message.lock, message.kind, limit=message.limit)
             if message.kind == "file":
                 in_sync = tuple(sorted(shared.by_replica))
                 lock.file = new_file(in_sync)
                 shared.persist(InSyncChanged(lock.name, in_sync))
-        waiter = Waiter(session.id, request, message.mode, since_ns, message.owner, message.converts, message.sticky)
+            elif now_ns >= shared.plain_from_ns:
+                self._grant(lock, session, waiter, message.mode, now_ns)  # nobody holds it, nor stands before
+                return
         self._enqueue(lock, session, waiter)
         self.advance(lock, now_ns)
         if request not in session.waits:
@@ -173,13 +176,15 @@ class Queues:
         waiters = [locks[name].queue[session.id, request] for request, name in session.waits.items()]
         self._refuse_deadlocked(waiters, now_ns)
 
-    def _acquire_problem(self, session: Session, message: Acquire) -> str | None:
+    def _acquire_problem(self, session: Session, message: Acquire, lock: Lock | None) -> str | None:
         shared = self._shared
-        lock = shared.locks.get(message.lock)
-        name_problem = file_name_problem if message.kind == "file" else lock_name_problem
-        if lock is None and (problem := name_problem(message.lock)):
-            return problem  # before anything that repeats the name, which can have any length
-        if lock is not None:
+        if lock is None:
+            problem = file_name_problem(message.lock) if message.kind == "file" else lock_name_problem(message.lock)
+            if problem:
+                return problem  # before anything that repeats the name, which can have any length
+            if len(shared.locks) >= LOCKS_MAX:
+                return f"lockd keeps at most {LOCKS_MAX} locks"
+        else:
             if lock.kind != message.kind:
                 return f"{message.lock} is {'a file' if lock.kind == 'file' else 'a lock without a file'} here"
             if lock.limit != message.limit:
@@ -187,16 +192,14 @@ class Queues:
                 return f"{message.lock} is {here} here, not {asked}; all who use it have to ask for the same"
             if len(lock.queue) >= WAITERS_MAX:
                 return f"{message.lock} has {WAITERS_MAX} waiters already"
-        elif len(shared.locks) >= LOCKS_MAX:
-            return f"lockd keeps at most {LOCKS_MAX} locks"
         if message.owner in session.waiting:
             return f"this owner waits for {shared.locks[session.waits[session.waiting[message.owner]]].name} already"
-        if message.converts and not shared.expected and session.holds.get(message.converts) != message.lock:
-            return (
-                f"{message.lock} is not held under token {format_token(message.converts)}, so that cannot be converted"
-            )
-        if message.converts and lock and any(each.converts == message.converts for each in _conversions(lock)):
-            return f"the hold of {message.lock} under token {format_token(message.converts)} is being converted already"
+        if message.converts:
+            token = format_token(message.converts)
+            if not shared.expected and session.holds.get(message.converts) != message.lock:
+                return f"{message.lock} is not held under token {token}, so that cannot be converted"
+            if lock and any(each.converts == message.converts for each in _conversions(lock)):
+                return f"the hold of {message.lock} under token {token} is being converted already"
         if message.kind == "file" and (message.limit or message.converts):
             return "a file's lock is no semaphore, and is not converted"
         if message.limit and message.converts:
@@ -235,12 +238,14 @@ class Queues:
             for token in [token for token, delay in lock.delays.items() if delay.until_ns <= now_ns]:
                 del lock.delays[token]
         delayed = file is None and now_ns < shared.plain_from_ns
-        while not delayed and (waiter := self.first(lock)) is not None:
+        while lock.queue and not delayed and (waiter := self.first(lock)) is not None:
             mode = _mode_of(lock, waiter)
             if not lock.admits(mode, waiter.converts):
                 self.recall(lock, waiter.converts)
                 break
-            self._grant(lock, waiter, mode, now_ns)
+            session = shared.sessions[waiter.session]
+            self.dequeue(session, waiter.request)
+            self._grant(lock, session, waiter, mode, now_ns)
         if file is None:
             if not lock.holds and not lock.queue and not lock.delays:
                 shared.locks.pop(lock.name, None)
@@ -294,10 +299,9 @@ class Queues:
                 return waiter
         return None
 
-    def _grant(self, lock: Lock, waiter: Waiter, mode: Mode, now_ns: int) -> None:
+    def _grant(self, lock: Lock, session: Session, waiter: Waiter, mode: Mode, now_ns: int) -> None:
+        """Grant a lock that is free for a waiter who stands in no queue any more."""
         shared = self._shared
-        session = shared.sessions[waiter.session]
-        self.dequeue(session, waiter.request)
         if waiter.converts:
             converted = lock.holds[waiter.converts]
             shared.let_go(lock, converted)
@@ -434,7 +438,8 @@ class Queues:
         if message.clock:
             self.keep_left(lock)
         shared.log("release", lock, hold, now_ns)
-        self.admit(lock, admitted)
+        if admitted:
+            self.admit(lock, admitted)
 
     def keep_left(self, lock: Lock) -> None:
         """Have what the holders left kept, behind."""
@@ -446,8 +451,11 @@ class Queues:
         """Take a waiter out of its queue, or back the grant that is under way to it."""
         shared = self._shared
         early, _ = self.early.pop((session.id, request), (None, 0))
-        if early is not None and early.converts:
-            self._refuse(session, request, "it was cancelled", "wait")
+        if early is not None:
+            if early.converts:
+                self._refuse(session, request, "it was cancelled", "wait")
+            else:
+                self._refuse_from_now_on(session, request, "it was cancelled", "wait")
         elif request in session.waits:
             waiter = shared.locks[session.waits[request]].queue[session.id, request]
             if waiter.converts:

@@ -191,7 +191,14 @@ class Server:
         for effect in effects:
             match effect:
                 case Send():
-                    self._send(effect.route, encode(effect.message))
+                    frame = encode(effect.message)
+                    self._figures.bytes_out += len(frame)
+                    try:
+                        self._listener.send(effect.route, frame)
+                    except Full:
+                        self._log.note(f"{effect.route.hex()} does not read its messages; its connection was closed")
+                    except Unreachable:
+                        pass  # its connection went down, which the core hears of
                 case LogGrant():
                     self._behind.line(effect.line)
                 case KeepLeft():
@@ -209,12 +216,3 @@ class Server:
         """Write what came up: in a moment without messages, for their senders wait for us."""
         self._behind.flush()
         self._behind_ns = now_ns
-
-    def _send(self, route: bytes, frame: bytes) -> None:
-        self._figures.bytes_out += len(frame)
-        try:
-            self._listener.send(route, frame)
-        except Full:
-            self._log.note(f"{route.hex()} does not read its messages; its connection was closed")
-        except Unreachable:
-            pass  # its connection went down, which the core hears of

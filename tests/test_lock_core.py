@@ -145,13 +145,15 @@ def test_a_downgrade_can_be_abandoned_with_its_hold() -> None:
     assert wait.done and not pair.a.holds and not pair.lockd.locks
 
 
-@pytest.mark.parametrize("reaches", ["before lockd grants it", "when lockd has granted it", "lockd without the request"])
+@pytest.mark.parametrize(
+    "reaches", ["before lockd grants it", "when lockd has granted it", "lockd without the request"]
+)
 def test_behind_a_conversion_that_was_abandoned_the_lock_is_asked_for_when_lockd_has_answered(reaches: str) -> None:
     pair = Pair()
     hold = pair.have(pair.a, "door", "shared")
     other = pair.have(pair.b, "door", "shared")
     conversion = pair.ask(pair.a, "door", converts=hold.token)
-    if reaches == "lockd without the request":
+    if reaches == "lockd without it":
         pair.a.out.clear()  # a signal came between keeping it and saying it
     else:
         pair.say(pair.a)
