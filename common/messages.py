@@ -251,6 +251,7 @@ class Cancel(Message, frozen=True, tag=5):
     """Leave the queue, or give back the grant that is under way, for the Acquire numbered `request`.
 
     One that converts a hold is answered all the same: by Refused, or by the Grant that is under way, which stands.
+    So is one that has not come, by Refused.
     """
 
     epoch: Number
