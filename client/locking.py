@@ -254,7 +254,7 @@ class Lock:
         """Make a shared hold an exclusive one, with nobody in between, and return its new token.
 
         Until then, and where it raises, the shared hold stays. Of two who want that at once the second gets a Deadlock.
-        Raises NotAcquired, LockLost, Misuse.
+        Raises NotAcquired, LockLost, Misuse. Interrupted, as by Ctrl-C, it loses the lock.
         """
         return self._convert("exclusive", wait)
 
@@ -351,8 +351,10 @@ class Lock:
         except LockError:
             raise
         except BaseException:
-            self._hold, self._depth = None, 0  # interrupted: what became of it is not known, so all of it is given back
+            # What became of it is not known, so all of it is given back.
+            hold.lost = "its conversion was interrupted"
             self._session.unwanted.append(hold)
+            self.lose(hold)
             self._session.tidy()
             raise
 

@@ -553,6 +553,7 @@ def _interrupted(locks: Iterator[Lock], use: Callable[[Lock], object], seconds: 
             if lock.held:
                 lock.release()
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     return times
 
@@ -588,6 +589,38 @@ def test_signals_whose_handlers_raise_leave_nothing_behind(
     for name in names:
         with b.lock(name, wait=PATIENCE_S), a.lock("more"):
             pass
+    until(lambda: not inspect(lockd.endpoint, "").locks)
+
+
+@_UNCLOSED
+def test_an_interrupted_conversion_leaves_nobody_who_waits_for_itself(
+    lockd: Daemon, clients: Callable[[str], LockClient]
+) -> None:
+    a, b = clients("a"), clients("b")
+    ended = threading.Event()
+
+    def others() -> None:
+        while not ended.is_set():
+            with b.lock("job", shared=True, wait=None):
+                pass
+
+    def use(lock: Lock) -> None:
+        with lock:
+            try:
+                lock.upgrade()
+                lock.downgrade()
+            except _Interrupt:
+                assert lock.held != lock.lost.is_set()
+                raise
+
+    thread, failed = in_thread(others)
+    locks = (a.lock("job", shared=True, wait=None) for _ in itertools.count())
+    assert _interrupted(locks, use, 3.0) > 100  # no Deadlock was raised
+    ended.set()
+    thread.join(PATIENCE_S)
+    assert failed == [None]
+    with b.lock("job", wait=PATIENCE_S):
+        pass
     until(lambda: not inspect(lockd.endpoint, "").locks)
 
 
