@@ -401,21 +401,29 @@ class Locks:
         """Take all of them, within so many seconds, and return their tokens by name. Raises NotAcquired."""
         wait = self._wait if wait == _AS_MADE else _checked(wait)
         end_ns = None if wait is None else now_ns() + int(wait * 1e9)
-        done: list[Lock] = []
+        before = [lock for lock in self.locks if lock._hold is not None]
         try:
             for lock in self.locks:
                 lock.acquire(None if end_ns is None else max(0, end_ns - now_ns()) / 1e9)
-                done.append(lock)
             return {lock.name: lock.check() for lock in self.locks}
         except BaseException:
-            for lock in reversed(done):
-                lock.release()
+            self._give_back(before)
             raise
 
     def release(self) -> None:
-        """Give all of them back."""
+        """Give all of them back, also where one is not held, which raises Misuse."""
+        try:
+            for lock in reversed(self.locks):
+                lock.release()
+        except BaseException:
+            self._give_back([])
+            raise
+
+    def _give_back(self, but: list[Lock]) -> None:
+        """Give back those that have a hold, whatever was interrupted before."""
         for lock in reversed(self.locks):
-            lock.release()
+            if lock._hold is not None and lock not in but:
+                lock.release()
 
     def check(self) -> dict[str, Token]:
         """Return the tokens by name if all are still held. Raises LockLost."""

@@ -235,6 +235,20 @@ def test_several_locks_are_held_all_or_none(clients: Callable[[str], LockClient]
     assert b.lock("x").acquire()
 
 
+def test_several_locks_are_all_given_back_though_one_is_not_held(clients: Callable[[str], LockClient]) -> None:
+    a, b = clients("a"), clients("b")
+    three = a.locks("x", "y", "z")
+    three.acquire()
+    with pytest.raises(Misuse, match="x is held already"):
+        three.acquire()
+    three.locks[1].release()
+    with pytest.raises(TimedOut):
+        b.locks("y", "z").acquire(0)
+    with pytest.raises(Misuse, match="y is not held"):
+        three.release()
+    assert b.locks("x", "y", "z").acquire(PATIENCE_S)
+
+
 def test_a_wait_ends_by_cancel_and_leaves_no_waiter(lockd: Daemon, clients: Callable[[str], LockClient]) -> None:
     a, b = clients("a"), clients("b")
     with a.lock("job"):
@@ -589,6 +603,29 @@ def test_signals_whose_handlers_raise_leave_nothing_behind(
     for name in names:
         with b.lock(name, wait=PATIENCE_S), a.lock("more"):
             pass
+    until(lambda: not inspect(lockd.endpoint, "").locks)
+
+
+@_UNCLOSED
+def test_several_locks_are_held_all_or_none_also_where_they_are_interrupted(
+    lockd: Daemon, clients: Callable[[str], LockClient]
+) -> None:
+    a = clients("a")
+
+    def use(last: Lock) -> None:
+        several = a.locks("x", "y", "z")
+        try:
+            several.acquire()
+            several.release()
+            last.acquire()
+            last.release()
+        except _Interrupt:
+            assert len({lock.held for lock in several.locks}) == 1
+            if several.locks[0].held:
+                several.release()
+            raise
+
+    assert _interrupted((a.lock("last") for _ in itertools.count()), use, 3.0) > 100
     until(lambda: not inspect(lockd.endpoint, "").locks)
 
 
