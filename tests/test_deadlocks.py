@@ -42,7 +42,7 @@ OWNERS: Final = 2
 """Of each client; besides, some requests tell of no owner."""
 LIMITS: Final = {"x": 0, "y": 0, "z": 0, "pool": 2}
 STEPS: Final = 24
-FOUND: Final = (6688, 6826, 21939, 51117, 229873)
+FOUND: Final = (6688, 6826, 21939, 51117, 229873, 244290)
 """Schedules that have found something once."""
 MS: Final = 1_000_000
 TRY_NS: Final = 200 * MS
@@ -215,11 +215,10 @@ class Model:
                 self.leave(wants, "late")
 
     def late(self, now_ns: int) -> None:
-        """Refuse what has waited for as long as it wanted to."""
-        while late := sorted(
-            [w for w in self.waiting() if w.until_ns <= now_ns], key=lambda w: (w.until_ns, w.who[0], w.number)
-        ):
-            self.leave(late[0], "late")
+        """Refuse the first of those who have waited for as long as they wanted to: the others may be served then."""
+        late = [wants for wants in self.waiting() if wants.until_ns <= now_ns]
+        if late:
+            self.leave(min(late, key=lambda wants: (wants.until_ns, wants.who[0], wants.number)), "late")
 
     def back(self, client: int) -> None:
         """A client is connected again."""
@@ -339,7 +338,6 @@ class Schedule:
             # Who is down for long has no session any more.
             pass_ns = TRY_NS if what < 0.015 and not model.down else chance.randrange(1, 3) * MS // 2
             self.group.pass_time(self.group.now_ns + pass_ns)
-            model.late(self.group.now_ns)
             self.story.append("time passes")
             return
         client = chance.randrange(CLIENTS)
@@ -429,7 +427,8 @@ class Schedule:
         for sent in group.sent():
             client, message = int(sent.route), sent.message
             if isinstance(message, Refused) and message.cause == "deadlock":
-                (wants,) = [wants for wants in model.waiting() if wants.number == message.request]
+                wants = next((wants for wants in model.waiting() if wants.number == message.request), None)
+                assert wants, f"a false alarm, for one who does not wait: {message.reason}"
                 assert wants.number in model.stuck(), f"a false alarm: {message.reason}"
                 self.story.append(f"    {message.reason}")
                 group.deadlocks += 1
@@ -448,9 +447,13 @@ class Schedule:
                 event = "lost" if message.cause == "lost" else why, client, message.request
             else:
                 continue
+            if told == len(model.events):
+                model.late(group.now_ns)
             assert told < len(model.events), f"the model does not know of {event}"
             assert event == model.events[told]
             told += 1
+        if told == len(model.events):
+            model.late(group.now_ns)
         assert told == len(model.events), f"lockd does not know of {model.events[told]}"
         assert sorted(recalled) == sorted(model.recalled)
         model.events, model.recalled = [], []
