@@ -306,7 +306,8 @@ class LockCore:
             case Grant() if message.epoch == self._epoch and self.state == "joined":
                 self._unconfirmed.answered(message.request)
                 self._granted(message)
-                self._converted(message.request, now_ns)
+                if self._converting:
+                    self._converted(message.request, now_ns)
             case Welcome():
                 self._welcome(message, now_ns)
             case Stale():
