@@ -49,9 +49,10 @@ class Rule:
     guarantees: tuple[str, ...] = GUARANTEES
 
 
-QUICK: Final = (Instance(2, 3, 2, reading=True, restarts=True),)
+QUICK: Final = (Instance(2, 2, 2, reading=True, restarts=True),)
 FULL: Final = (
     *QUICK,
+    Instance(2, 3, 2, reading=True, restarts=True),
     Instance(2, 3, 2, reading=True, fetches=1, parts=True, restarts=True),
     Instance(2, 4, 3, reading=True, restarts=True),
     Instance(3, 2, 1, reading=True, restarts=True),
@@ -61,10 +62,12 @@ FULL: Final = (
 )
 
 _PAIR: Final = Instance(2, 3, 2)
+_SHORT: Final = Instance(2, 2, 1)
 _READERS: Final = replace(_PAIR, reading=True)
 _RESTARTED: Final = replace(_PAIR, restarts=True)
 _FETCHED: Final = replace(_PAIR, fetches=1)
 _FETCHED_BEHIND: Final = Instance(2, 3, 1, before=1, fetches=1)
+_LATE_IN_PARTS: Final = Instance(2, 2, 1, before=1, fetches=1, parts=True)
 _IN_PARTS: Final = Instance(3, 1, 1, before=2, fetches=1, parts=True)
 
 RULES: Final = (
@@ -92,7 +95,7 @@ RULES: Final = (
         ("CleanMeans",),
     ),
     Rule("fetchfence", "one whose token is below the one promised is dropped", _FETCHED_BEHIND),
-    Rule("partwaits", "a part that is not newer, and does not only go on at the head, waits for the rest", _IN_PARTS),
+    Rule("partwaits", "a part that is not newer, and does not only go on at the head, waits for the rest", _LATE_IN_PARTS),
     Rule(
         "partrises",
         "and one whose last op's token is below the one followed",
@@ -106,13 +109,11 @@ RULES: Final = (
         ("FollowsMeans",),
     ),
     Rule("admithead", "a learner is admitted only at the clean version", _PAIR),
-    Rule(
-        "admittoken", "and only if it follows at least the token that left it clean", Instance(3, 2, 1), ("CleanMeans",)
-    ),
+    Rule("admittoken", "and only if it follows at least the token that left it clean", _SHORT, ("CleanMeans",)),
     Rule("admitfree", "and only while the lock is free", _PAIR),
     Rule("newid", "a wiped data directory is a new replica", _PAIR),
     Rule("durableset", "the in-sync set is durable", _RESTARTED),
-    Rule("epoch", "tokens rise over a restart of lockd", Instance(2, 2, 1, restarts=True)),
+    Rule("epoch", "tokens rise over a restart of lockd", replace(_SHORT, restarts=True)),
     Rule("forgetnew", "lockd forgets a file only if no token has left it clean", _PAIR, ("CleanMeans",)),
 )
 
