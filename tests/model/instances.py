@@ -95,7 +95,9 @@ RULES: Final = (
         ("CleanMeans",),
     ),
     Rule("fetchfence", "one whose token is below the one promised is dropped", _FETCHED_BEHIND),
-    Rule("partwaits", "a part that is not newer, and does not only go on at the head, waits for the rest", _LATE_IN_PARTS),
+    Rule(
+        "partwaits", "a part that is not newer, and does not only go on at the head, waits for the rest", _LATE_IN_PARTS
+    ),
     Rule(
         "partrises",
         "and one whose last op's token is below the one followed",
