@@ -3,8 +3,6 @@
 Run as `python -m tests.lock_sim --rules` it tells for each how many seeds that took.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any, Final
 
 from client.lock_core import Hold, LockCore, Wait
@@ -14,13 +12,9 @@ from lockd.locks import Delay, Lock
 from lockd.queues import Queues
 from lockd.restart import Restart
 from lockd.shared import Session, Shared
-from tests.lock_sim.run import run_seed
-from tests.sim.run import SimulationFailed
+from tests.sim.campaign import Rules
 
 _FOR_EVER_NS: Final = 10**15
-
-Rule = tuple[type, str, Callable[..., object]]
-"""Whose method is put in the place of which, to do without the rule."""
 
 
 def count_from_the_answer(
@@ -98,7 +92,7 @@ def say_nothing_again(queues: Queues, session: Session, now_ns: int) -> None:
     pass
 
 
-RULES: Final[dict[str, Rule]] = {
+RULES: Final[Rules] = {
     "the lease counts from when a message was sent": (LockCore, "received", count_from_the_answer),
     "a lease that is not renewed ends": (LockCore, "received", never_end_the_lease),
     "an idle hold goes back when it is recalled": (LockCore, "_in_session", keep_what_is_recalled),
@@ -114,29 +108,3 @@ RULES: Final[dict[str, Rule]] = {
     "who may keep a lock is asked for it": (Queues, "recall", recall_nothing),
     "what is recalled, lost or taken over is said again": (Queues, "say_again", say_nothing_again),
 }
-
-
-@contextmanager
-def without(name: str) -> Iterator[None]:
-    """Do without a rule."""
-    owner, method, other = RULES[name]
-    kept = getattr(owner, method)
-    setattr(owner, method, other)
-    try:
-        yield
-    finally:
-        setattr(owner, method, kept)
-
-
-def seeds_until_caught(name: str, seeds: int) -> tuple[int, str] | None:
-    """Return how many seeds it takes to notice that a rule is missing, and how that shows; None if they do not."""
-    with without(name):
-        for seed in range(seeds):
-            try:
-                run_seed(seed)
-            except SimulationFailed as failure:
-                found = str(failure).partition("\n")[0].partition(": ")[2]
-                if not found.startswith("Broken: "):
-                    raise  # it is the way in which we do without the rule that fails
-                return seed + 1, found
-    return None

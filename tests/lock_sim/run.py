@@ -1,6 +1,5 @@
 """One seed, from its plan to its verdict."""
 
-import traceback
 from dataclasses import dataclass
 from random import Random
 from typing import Final
@@ -10,7 +9,7 @@ from tests.lock_sim.processes import ClientProcess, LockdProcess
 from tests.lock_sim.tasks import Locks, Task
 from tests.lock_sim.world import World
 from tests.sim.processes import Broken
-from tests.sim.run import SimulationFailed, show_trace
+from tests.sim.run import Figures, failure
 from tests.sim.schedule import START_NS, Schedule
 
 _MS: Final = 1_000_000
@@ -32,13 +31,10 @@ _EFFECTS: Final = 40
 
 
 @dataclass(frozen=True, slots=True)
-class Figures:
-    """How much a seed had to do."""
+class LockFigures(Figures):
+    """How much a seed had to do, and how much was granted in it."""
 
-    ops: int
     grants: int
-    steps: int
-    messages: int
 
 
 class Simulation:
@@ -68,7 +64,7 @@ class Simulation:
             lasts_ns = int(random.random() ** 2 * 3 * self._ttl_ns)
             schedule.after(at_ns, self._fault, random.choice(_FAULTS), lasts_ns, random.random())
 
-    def run(self) -> Figures:
+    def run(self) -> LockFigures:
         """Run until all has come to rest. Raises Broken."""
         schedule, end_ns = self.world.schedule, START_NS + _FAULTS_END_NS
         self._run_until(end_ns, all_done=False)
@@ -85,7 +81,8 @@ class Simulation:
         core = self.lockd.core
         if core.locks or core.sessions or core.waiters:
             raise Broken(f"all clients have left, and lockd has {list(core.locks)}, {core.waiters} waiters")
-        return Figures(self.world.ops, self.world.grants, schedule.steps, self.world.network.carried)
+        elapsed_ns = schedule.now_ns - START_NS
+        return LockFigures(self.world.ops, schedule.steps, self.world.network.carried, elapsed_ns, self.world.grants)
 
     def _run_until(self, end_ns: int, *, all_done: bool) -> None:
         world, schedule = self.world, self.world.schedule
@@ -192,13 +189,10 @@ class Simulation:
             raise Broken(f"lockd has {len(core.sessions)} sessions, of {len(self.clients)} clients")
 
 
-def run_seed(seed: int, events: int = 50) -> Figures:
+def run_seed(seed: int, *, events: int = 50) -> LockFigures:
     """Run a seed to its end. Raises SimulationFailed, which shows its last `events`."""
     simulation = Simulation(seed)
     try:
         return simulation.run()
     except Exception as error:
-        frames = "" if isinstance(error, Broken) else "".join(traceback.format_tb(error.__traceback__)[-4:])
-        again = f"again: python -m tests.lock_sim --from {seed} --seeds 1"
-        shown = show_trace(simulation.world.trace, events)
-        raise SimulationFailed(f"seed {seed}: {type(error).__name__}: {error}\n{frames}{again}\n{shown}") from error
+        raise failure("tests.lock_sim", seed, error, simulation.world.trace, events) from error

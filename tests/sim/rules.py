@@ -3,8 +3,7 @@
 Run as `python -m tests.sim --rules` it tells for each how many seeds that took.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, Final
 
 from msgspec.structs import replace
@@ -18,11 +17,8 @@ from lockd.identities import Identities
 from lockd.locks import FileState, Hold, Lock, Waiter
 from lockd.queues import Queues
 from lockd.shared import Over, Session
+from tests.sim.campaign import Rules
 from tests.sim.processes import LockdProcess
-from tests.sim.run import SimulationFailed, run_seed
-
-Rule = tuple[type, str, Callable[..., object]]
-"""Whose method is put in the place of which, to do without the rule."""
 
 
 def ack_without_holding(follower: Follower, *arguments: Any) -> None:
@@ -162,7 +158,7 @@ def take_an_answer_for_the_newest(
     _fetched(follower, source, replace(answer, follows=max(promised, answer.follows)))
 
 
-RULES: Final[dict[str, Rule]] = {
+RULES: Final[Rules] = {
     "only what is held durably is acked": (Follower, "_take", ack_without_holding),
     "an op is acknowledged by the whole in-sync set": (Holder, "_missing", wait_for_no_ack),
     "an unclean file is settled before anything else": (Holder, "_settle", settle_without_waiting),
@@ -186,29 +182,3 @@ RULES: Final[dict[str, Rule]] = {
     "under the followed token a push only adds": (Follower, "_common", replace_under_the_followed_token),
     "an answer is a push of the token that its source follows": (Follower, "fetched", take_an_answer_for_the_newest),
 }
-
-
-@contextmanager
-def without(name: str) -> Iterator[None]:
-    """Do without a rule."""
-    owner, method, other = RULES[name]
-    kept = getattr(owner, method)
-    setattr(owner, method, other)
-    try:
-        yield
-    finally:
-        setattr(owner, method, kept)
-
-
-def seeds_until_caught(name: str, seeds: int) -> tuple[int, str] | None:
-    """Return how many seeds it takes to notice that a rule is missing, and how that shows; None if they do not."""
-    with without(name):
-        for seed in range(seeds):
-            try:
-                run_seed(seed, keep=False)
-            except SimulationFailed as failure:
-                found = str(failure).partition("\n")[0].partition(": ")[2]
-                if not found.startswith("Broken: "):
-                    raise  # it is the way in which we do without the rule that fails
-                return seed + 1, found
-    return None

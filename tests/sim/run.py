@@ -47,13 +47,19 @@ def run_seed(seed: int, *, calm: bool = False, keep: bool = True, events: int = 
     except Inconclusive:
         pass
     except Exception as error:
-        frames = "" if isinstance(error, Broken) else "".join(traceback.format_tb(error.__traceback__)[-3:])
-        again = f"again: python -m tests.sim{' --calm' if calm else ''}{'' if keep else ' --never-keep'} --seed {seed}"
-        raise SimulationFailed(
-            f"seed {seed}: {type(error).__name__}: {error}\n{frames}{again}\n{show_trace(group.world.trace, events)}"
-        ) from error
+        command = f"tests.sim{' --calm' if calm else ''}{'' if keep else ' --never-keep'}"
+        raise failure(command, seed, error, group.world.trace, events) from error
     ops = sum(len(actor.done) + actor.unknown for actor in group.actors)
     return Figures(ops, group.schedule.steps, group.network.carried, group.elapsed_ns)
+
+
+def failure(command: str, seed: int, error: Exception, trace: Trace, events: int) -> SimulationFailed:
+    """Return what tells of a seed that failed, and which `command` runs it again."""
+    frames = "" if isinstance(error, Broken) else "".join(traceback.format_tb(error.__traceback__)[-4:])
+    return SimulationFailed(
+        f"seed {seed}: {type(error).__name__}: {error}\n{frames}"
+        f"again: python -m {command} --seed {seed}\n{show_trace(trace, events)}"
+    )
 
 
 def show_trace(trace: Trace, events: int) -> str:
