@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 from tests.group import Group
+from tests.test_launch import Launch, Run
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("lockstep", deadline=None)
@@ -35,6 +36,13 @@ def nothing_leaks() -> Iterator[None]:
     before = _in_use()
     yield
     assert _in_use() == before
+
+
+@pytest.fixture(scope="session")
+def chaos(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Give tests one run in which clients and lockd were killed and stopped."""
+    with Launch("--chaos", "--clients=3", "--seed=1", "--run-dir=run", cwd=tmp_path_factory.mktemp("chaos")) as launch:
+        return launch.end()
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from scripts.exporting.__main__ import main
 from scripts.exporting.shiviz import LOST_MAX, Mended, TooManyLost
 from tests.histories import History, event, histories, write_log
 from tests.shiviz import Rejected, draw, draw_in_time
-from tests.test_launch import Launch
+from tests.test_launch import Launch, Run
 
 Exported = Callable[..., tuple[str, list[str]]]
 
@@ -32,13 +32,11 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place / "run"
 
 
-@pytest.fixture(scope="module")
-def chaos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the tests one run in which clients and lockd were killed and stopped."""
-    place = tmp_path_factory.mktemp("chaos")
-    with Launch("--chaos", "--run-dir=run", cwd=place) as launch:
-        assert launch.end().code == 0
-    return place / "run"
+@pytest.fixture
+def killed(chaos: Run) -> Path:
+    """Give a test the run in which clients and lockd were killed and stopped."""
+    assert chaos.code == 0
+    return chaos.directory
 
 
 @pytest.fixture
@@ -67,9 +65,9 @@ def test_a_calm_run_needs_no_mending(calm: Path, exported: Exported) -> None:
     assert draw_in_time(text) > 0
 
 
-def test_a_run_with_kills_and_stops_is_taken(chaos: Path, exported: Exported) -> None:
-    text, _ = exported("--shiviz", chaos)
-    assert len(draw(text)) >= events_of(chaos)
+def test_a_run_with_kills_and_stops_is_taken(killed: Path, exported: Exported) -> None:
+    text, _ = exported("--shiviz", killed)
+    assert len(draw(text)) >= events_of(killed)
     assert draw_in_time(text) > 0
 
 
@@ -245,7 +243,7 @@ def check_trace(entries: Sequence[Entry]) -> None:
         assert {end.get("bp") for end in (first, last) if end["ph"] == "f"} == {"e"}
 
 
-@pytest.mark.parametrize("kind", ["calm", "chaos"])
+@pytest.mark.parametrize("kind", ["calm", "killed"])
 def test_a_trace_has_its_format(kind: str, request: pytest.FixtureRequest, exported: Exported) -> None:
     run: Path = request.getfixturevalue(kind)
     text, _ = exported("--trace", run)

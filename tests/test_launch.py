@@ -327,11 +327,8 @@ def test_the_end_of_lockd_ends_the_run(tmp_path: Path) -> None:
     assert not any("run/" in command_of(pid) for pid in children)
 
 
-def test_chaos_shows_three_faults_and_what_followed(tmp_path: Path) -> None:
-    with Launch("--chaos", "--clients", "3", "--seed", "1", "--run-dir=run", cwd=tmp_path) as launch:
-        launch.until(lambda said: "started again on its directory" in said)
-        launch.until(lambda said: "kill -9 of lockd" in said)
-        run = launch.end()
+def test_chaos_shows_three_faults_and_what_followed(chaos: Run) -> None:
+    run = chaos
     assert run.code == 0, run.out + run.error
     assert re.search(r"kill -9 of client-2, (in the midst of|between)", run.out)
     assert "client-2 is started again on its directory" in run.out
@@ -339,6 +336,7 @@ def test_chaos_shows_three_faults_and_what_followed(tmp_path: Path) -> None:
     assert granted
     refused = re.findall(r"(client-\d) refused the write of (client-\d): its token (1\.\d+) is fenced by", run.out)
     assert refused and all(who != whose for who, whose, _ in refused)
+    assert "kill -9 of lockd" in run.out
     assert re.search(r"lockd is back: its first grant is 2\.1, larger than all before", run.out)
     assert run.verdict == dict.fromkeys((*PROPERTIES, "outcomes"), "✔")
     assert run.record["faults"] == ["kill", "pause", "lockd-kill"]
