@@ -181,7 +181,7 @@ class Run:
         if done.code in killed:
             self.deaths += 1
         elif done.code == EXIT_UNKNOWN and self._plan.command:
-            assert " was lost" in done.err, done.err
+            assert "COMMAND was ended" in done.err, done.err
             self.losses += 1
         else:
             assert done.code == 0, (done.code, done.err)
