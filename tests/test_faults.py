@@ -126,7 +126,7 @@ def test_lockd_is_killed_again_and_again_and_its_clients_go_on(group: Group) -> 
 
 @pytest.mark.parametrize("durability", ["disk", "memory"])
 def test_everybody_is_killed_at_once_and_nothing_acknowledged_is_lost(group: Group, durability: str) -> None:
-    lockd, bind = group.lockd("--ttl", "1s"), group.endpoint
+    lockd, bind = group.lockd("--ttl", "500ms"), group.endpoint
     workers: list[Child] = []
     for _ in range(3):
         now = [works(group, name, "--ops", "100000", "--durability", durability) for name in NAMES]
@@ -136,7 +136,7 @@ def test_everybody_is_killed_at_once_and_nothing_acknowledged_is_lost(group: Gro
             process.send(signal.SIGKILL)
         for process in (*now, lockd):
             process.end()
-        lockd = group.lockd("--ttl", "1s", "--bind", bind)
+        lockd = group.lockd("--ttl", "500ms", "--bind", bind)
     clients = [group.serving(name, "--durability", durability) for name in NAMES]
     for name in NAMES:
         group.op(name, "write", f"{name} is back")
@@ -193,7 +193,7 @@ def test_a_lockd_that_lost_its_state_is_rebuilt_from_the_replicas(group: Group) 
     told = group.client("read", "notes.txt", "--data", "a")
     assert told.code == EXIT_REFUSED and "has lockd lost its state? start it with --rebuild" in told.err
     empty.stop()
-    again = group.start("lockd", "--bind", bind, "--data", "lockd", "--rebuild", "3")
+    again = group.start("lockd", "--ttl", "500ms", "--bind", bind, "--data", "lockd", "--rebuild", "3")
     clients = [group.start("client", "serve", "--data", name) for name in NAMES]
     assert again.ready().endswith("epoch 2")
     for process in clients:

@@ -689,7 +689,7 @@ def test_a_change_under_way_is_unknown_when_lockd_ends(group: Group, number: sig
 
 
 def test_what_waits_for_lockd_has_failed_when_it_ends(group: Group) -> None:
-    lockd, a, _, op = pausing(group, "read", "2s")
+    lockd, a, _, op = pausing(group, "read", "500ms")
     lockd.stop(signal.SIGKILL)
     done = op.end()
     assert done.code == EXIT_REFUSED
@@ -700,7 +700,7 @@ def test_what_waits_for_lockd_has_failed_when_it_ends(group: Group) -> None:
 def test_a_one_shot_of_its_own_fails_when_lockd_ends(group: Group) -> None:
     lockd = group.lockd("--ttl", "1s")
     group.ok("write", "notes.txt", "one", "--data", "a")
-    op = group.start("client", "write", "notes.txt", "two", "--data", "b", "--wait", "2s")
+    op = group.start("client", "write", "notes.txt", "two", "--data", "b", "--wait", "1s")
     noted(group, "b", "joined as b")
     lockd.stop()
     done = op.end()

@@ -27,7 +27,7 @@ from tests.trees import STUBBORN, left_of
 
 _PATIENT = ("--ttl", "20s")
 """No lease ends by itself, however busy the machine is."""
-_QUICK = ("--ttl", "2s", "--lock-delay", "500ms")
+_QUICK = ("--ttl", "1s", "--lock-delay", "500ms")
 _QUICK_GRACE = ("--kill-grace", "200ms")
 _WAITS = "echo 1 >> here; until [ -e go ]; do sleep 0.02; done; "
 """COMMAND waits for the file `go`."""
@@ -121,7 +121,7 @@ def test_a_kill_grace_that_the_lock_delay_does_not_cover(group: Group) -> None:
 
 def test_lockd_that_is_not_there(group: Group) -> None:
     group.endpoint = "tcp://127.0.0.1:1"
-    done = group.client("lock", "a", "--", "touch", "ran")
+    done = group.client("lock", "a", "--wait", "1s", "--", "touch", "ran")
     assert done.code == 3
     assert "tcp://127.0.0.1:1" in refusal(done)
     assert not group.path("ran").exists()

@@ -17,9 +17,9 @@ def test_no_increment_is_lost_or_doubled(tmp_path: Path) -> None:
 
 
 def test_no_increment_is_lost_or_doubled_when_processes_are_killed(tmp_path: Path) -> None:
-    plan = Plan(processes=5, rounds=60, kill=True, survives=20, ttl="1s", lock_delay="500ms")
+    plan = Plan(processes=5, rounds=30, kill=True, survives=15, ttl="1s", lock_delay="500ms")
     outcome = campaign(tmp_path, plan)
-    assert (outcome.problems, outcome.number) == ((), 60)
+    assert (outcome.problems, outcome.number) == ((), 30)
     assert outcome.deaths
 
 
@@ -37,9 +37,9 @@ def test_increments_are_lost_when_holders_are_stopped_past_their_lease_and_nobod
 
 
 def test_no_increment_of_a_command_is_lost_or_doubled_when_wrappers_are_killed_or_stopped(tmp_path: Path) -> None:
-    plan = Plan(4, 24, kill=True, stop=True, survives=8, ttl="1s", lock_delay="600ms", command=True, kill_grace="200ms")
+    plan = Plan(4, 12, kill=True, stop=True, survives=6, ttl="1s", lock_delay="600ms", command=True, kill_grace="200ms")
     outcome = campaign(tmp_path, plan)
-    assert (outcome.problems, outcome.number) == ((), 24)
+    assert (outcome.problems, outcome.number) == ((), 12)
     assert outcome.stops
     assert outcome.losses
 

@@ -461,10 +461,10 @@ def test_without_lockd_there_is_one_clear_error() -> None:
         LockClient("nonsense")
 
 
-def test_a_name_in_use_is_refused(clients: Callable[[str], LockClient]) -> None:
+def test_a_name_in_use_is_refused(lockd: Daemon, clients: Callable[[str], LockClient]) -> None:
     clients("a")
     with pytest.raises(Unreachable, match="the name a is in use"):
-        clients("a")
+        LockClient(lockd.endpoint, name="a", wait=0.5)
 
 
 def test_tasks_wait_without_holding_up_their_loop(lockd: Daemon, clients: Callable[[str], LockClient]) -> None:
@@ -496,9 +496,9 @@ def test_tasks_wait_without_holding_up_their_loop(lockd: Daemon, clients: Callab
     assert counted == [50]
 
 
-@pytest.mark.parametrize("times", [1, 2])
+@pytest.mark.parametrize(("times", "tasks"), [(1, 10), (2, 50)])
 def test_a_task_cancelled_right_after_its_start_leaves_no_hold(
-    times: int, lockd: Daemon, clients: Callable[[str], LockClient]
+    times: int, tasks: int, lockd: Daemon, clients: Callable[[str], LockClient]
 ) -> None:
     a, b = clients("a"), clients("b")
 
@@ -507,7 +507,7 @@ def test_a_task_cancelled_right_after_its_start_leaves_no_hold(
             pass
 
     async def main() -> None:
-        for _ in range(50):
+        for _ in range(tasks):
             waiting = asyncio.create_task(wait())
             for _ in range(times):
                 await asyncio.sleep(0)
@@ -596,7 +596,7 @@ def test_signals_whose_handlers_raise_leave_nothing_behind(
 
     thread, failed = in_thread(others)
     turns = itertools.cycle(names)
-    assert _interrupted((a.lock(name, sticky=sticky, wait=None) for name in turns), use, 3.0) > 100
+    assert _interrupted((a.lock(name, sticky=sticky, wait=None) for name in turns), use, 1.0) > 100
     ended.set()
     thread.join(PATIENCE_S)
     assert failed == [None]

@@ -346,11 +346,13 @@ def test_top_goes_on_over_a_restart_of_lockd(group: Group) -> None:
 
 @pytest.mark.parametrize(
     ("how", "frame", "said"),
-    [("--interval=100ms", b"MEMBER", "{}\n"), ("--json", b'"members"', '{{"trouble": "{}"}}\n')],
+    [([], b"MEMBER", "{}\n"), (["--json"], b'"members"', '{{"trouble": "{}"}}\n')],
 )
-def test_top_in_lines_says_that_lockd_is_silent_and_goes_on(group: Group, how: str, frame: bytes, said: str) -> None:
+def test_top_in_lines_says_that_lockd_is_silent_and_goes_on(
+    group: Group, how: list[str], frame: bytes, said: str
+) -> None:
     lockd = group.lockd("--ttl", "1s")
-    child = group.start("client", "top", how)
+    child = group.start("client", "top", "--interval=100ms", *how)
     until(lambda: frame in child.out, "a frame")
     lockd.send(signal.SIGSTOP)
     child.says(said.format(f"lockd at {group.endpoint} does not answer since 1 s"))

@@ -1,5 +1,6 @@
 """Messages and records as bytes: nothing is lost, nothing else is let in, and nothing ever moves."""
 
+import functools
 import types
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -72,6 +73,7 @@ def values_of(hint: Any, name: str = "") -> st.SearchStrategy[Any]:
     return st.dictionaries(FILES, values_of(arguments[1]), max_size=3)
 
 
+@functools.cache
 def messages_of(kind: Any) -> st.SearchStrategy[Any]:
     hints = get_type_hints(kind, include_extras=True)
     return st.builds(kind, *[values_of(hints[name], name) for name in kind.__struct_fields__])
