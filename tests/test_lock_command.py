@@ -155,7 +155,7 @@ def test_shared_holders_run_together(group: Group) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_ends_the_wait_and_leaves_no_waiter(number: signal.Signals, group: Group) -> None:
-    group.lockd(*_PATIENT)
+    group.lockd("--ttl", "60s")  # longer than we wait
     _held(group)
     waiter = group.start("client", "lock", "jobs/nightly", "--wait", "60s", "--", "touch", "ran")
     until(lambda: _waiters(group), "it waits")
