@@ -128,7 +128,7 @@ def test_lockd_is_killed_again_and_again_and_its_clients_go_on(group: Group) -> 
 def test_everybody_is_killed_at_once_and_nothing_acknowledged_is_lost(group: Group, durability: str) -> None:
     lockd, bind = group.lockd("--ttl", "500ms"), group.endpoint
     workers: list[Child] = []
-    for _ in range(3):
+    for _ in range(2):
         now = [works(group, name, "--ops", "100000", "--durability", durability) for name in NAMES]
         workers += now
         until(partial(have_done, now, 20), "they work")

@@ -344,19 +344,19 @@ def test_top_goes_on_over_a_restart_of_lockd(group: Group) -> None:
         assert terminal.end() == EXIT_OK
 
 
-@pytest.mark.parametrize(
-    ("how", "frame", "said"),
-    [([], b"MEMBER", "{}\n"), (["--json"], b'"members"', '{{"trouble": "{}"}}\n')],
-)
-def test_top_in_lines_says_that_lockd_is_silent_and_goes_on(
-    group: Group, how: list[str], frame: bytes, said: str
-) -> None:
+def test_top_in_lines_says_that_lockd_is_silent_and_goes_on(group: Group) -> None:
     lockd = group.lockd("--ttl", "1s")
-    child = group.start("client", "top", "--interval=100ms", *how)
-    until(lambda: frame in child.out, "a frame")
+    plain = group.start("client", "top", "--interval=100ms")
+    as_json = group.start("client", "top", "--interval=100ms", "--json")
+    each = [(plain, b"MEMBER", "{}\n"), (as_json, b'"members"', '{{"trouble": "{}"}}\n')]
+    until(lambda: all(frame in child.out for child, frame, _ in each), "a frame of each")
     lockd.send(signal.SIGSTOP)
-    child.says(said.format(f"lockd at {group.endpoint} does not answer since 1 s"))
-    frames = child.out.count(frame)
+    for child, _, said in each:
+        child.says(said.format(f"lockd at {group.endpoint} does not answer since 1 s"))
+    frames = [child.out.count(frame) for child, frame, _ in each]
     lockd.send(signal.SIGCONT)
-    until(lambda: child.out.count(frame) > frames, "lockd answers again")
-    assert child.stop(signal.SIGINT).code == EXIT_OK
+    until(
+        lambda: all(child.out.count(frame) > count for (child, frame, _), count in zip(each, frames, strict=True)),
+        "lockd answers both again",
+    )
+    assert [child.stop(signal.SIGINT).code for child, _, _ in each] == [EXIT_OK, EXIT_OK]
