@@ -17,9 +17,9 @@ def test_no_increment_is_lost_or_doubled(tmp_path: Path) -> None:
 
 
 def test_no_increment_is_lost_or_doubled_when_processes_are_killed(tmp_path: Path) -> None:
-    plan = Plan(processes=5, rounds=30, kill=True, survives=15, ttl="1s", lock_delay="500ms")
+    plan = Plan(processes=5, rounds=60, kill=True, survives=20, ttl="1s", lock_delay="500ms")
     outcome = campaign(tmp_path, plan)
-    assert (outcome.problems, outcome.number) == ((), 30)
+    assert (outcome.problems, outcome.number) == ((), 60)
     assert outcome.deaths
 
 
