@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from scripts.benchmark.group import Group
 from scripts.benchmark.peers import packages
+from scripts.benchmark.peers.address import Address
 from scripts.benchmark.peers.lockers import OPENINGS
 from scripts.benchmark.peers.measuring import (
     OURS,
@@ -20,6 +20,7 @@ from scripts.benchmark.peers.measuring import (
     Workload,
     changes,
     rows_of,
+    serve_ours,
     settings_of,
     take_turn,
     turn_of,
@@ -35,9 +36,12 @@ _APART = Workload("apart", "eight on eight locks", 8, 8)
 _CLIENTS = 3
 _IN_AND_OUT = """
 import os, sys
+from pathlib import Path
+from scripts.benchmark.peers.address import Address
 from scripts.benchmark.peers.lockers import OPENINGS
 
-acquire, release = OPENINGS[sys.argv[1]](int(sys.argv[2]), "test")
+setting, port, directory = sys.argv[1:]
+acquire, release = OPENINGS[setting](Address(int(port), Path(directory)), "test")
 print("ready", flush=True)
 sys.stdin.readline()
 for _ in range(20):
@@ -61,14 +65,16 @@ def test_a_turn_counts_hand_offs_on_one_lock_and_all_grants_elsewhere() -> None:
 
 def test_a_system_is_told_at_its_best_setting_and_round_by_round() -> None:
     turns = {
-        "lockstep": [Turn(300.0, [2, 2], 9.0), Turn(1000.0, [2, 2], 9.0), Turn(200.0, [3, 1], 9.0)],
+        "lockstep": [Turn(150.0, [2, 2], 9.0)] * 3,
+        "lockstep-unix": [Turn(300.0, [2, 2], 9.0), Turn(1000.0, [2, 2], 9.0), Turn(200.0, [3, 1], 9.0)],
         "redis-lock-100-ms": [Turn(900.0, [1, 1], 9.0), Turn(1.0, [1, 1], 9.0), Turn(1.0, [1, 1], 9.0)],
         "redis-lock-1-ms": [Turn(100.0, [4, 2], 9.0), Turn(500.0, [4, 2], 9.0), Turn(100.0, [4, 2], 9.0)],
     }
-    fairness, redis, redis_fairness = rows_of(_CROWD, [OURS, OURS_STICKY, *SYSTEMS], turns)
+    fairness, tcp, redis, redis_fairness = rows_of(_CROWD, [OURS, OURS_STICKY, *SYSTEMS], turns)
     assert (fairness.measured, fairness.wanted, fairness.ok) == (1.0, 0.999, True)
     assert (redis.measured, redis.limit, redis.ratio, redis.wanted, redis.ok) == (300.0, 100.0, 2.0, 1.0, True)
-    assert "sleep 0.001" in redis.compared
+    assert "by Unix socket, against redis-py Lock, sleep 0.001" in redis.compared
+    assert (tcp.measured, tcp.limit, tcp.ratio) == (150.0, 300.0, 0.5)
     assert redis_fairness.measured == 1.0
     assert redis_fairness.limit == pytest.approx(0.9)
 
@@ -140,15 +146,15 @@ def test_what_is_not_installed_is_told_and_is_no_failure(tmp_path: Path) -> None
 
 
 @pytest.fixture(params=["lockstep", *PEERS])
-def served(request: pytest.FixtureRequest) -> Iterator[tuple[int, list[str]]]:
-    """Give the port of a server and the settings of its clients."""
+def served(request: pytest.FixtureRequest) -> Iterator[tuple[Address, list[str]]]:
+    """Give the address of a server and the settings of its clients."""
     peer = request.param
     settings = [
         setting for system in (OURS, OURS_STICKY, *SYSTEMS) if system.peer == peer for setting in system.settings
     ]
     with stage() as place:
         if peer == "lockstep":
-            yield int(Group(place).endpoint.rpartition(":")[2]), settings
+            yield serve_ours(place), settings
             return
         program = PEERS[peer].find()
         if program is None:
@@ -158,15 +164,15 @@ def served(request: pytest.FixtureRequest) -> Iterator[tuple[int, list[str]]]:
         yield PEERS[peer].serve(place, program), settings
 
 
-def test_only_one_client_at_a_time_has_the_lock(served: tuple[int, list[str]], tmp_path: Path) -> None:
-    port, settings = served
+def test_only_one_client_at_a_time_has_the_lock(served: tuple[Address, list[str]], tmp_path: Path) -> None:
+    address, settings = served
     for setting in settings:
-        go_in_and_out(setting, port, tmp_path)
+        go_in_and_out(setting, address, tmp_path)
 
 
-def go_in_and_out(setting: str, port: int, directory: Path) -> None:
+def go_in_and_out(setting: str, address: Address, directory: Path) -> None:
     """Have clients take the lock by turns; fail where two had it at once, or one did not get it."""
-    command = [sys.executable, "-P", "-c", _IN_AND_OUT, setting, str(port)]
+    command = [sys.executable, "-P", "-c", _IN_AND_OUT, setting, str(address.port), str(address.directory)]
     clients = [
         subprocess.Popen(
             command,
@@ -197,7 +203,7 @@ def go_in_and_out(setting: str, port: int, directory: Path) -> None:
 
 def test_a_turn_has_grants_of_all_clients() -> None:
     with stage() as place:
-        turn = take_turn("lockstep", int(Group(place).endpoint.rpartition(":")[2]), _PAIR, 0.2)
+        turn = take_turn("lockstep-unix", serve_ours(place), _PAIR, 0.2)
     assert len(turn.shares) == 2
     assert min(turn.shares) > 0
     assert turn.per_s > 0

@@ -18,15 +18,19 @@ _WAIT_NS = 10_000_000_000
 class Group:
     """lockd on a free port of the loopback, and whoever joins it."""
 
-    def __init__(self, place: Stage, ttl: str = "60s") -> None:
-        """Start lockd; its leases outlast every pause of the benchmark, where no other `ttl` is wanted."""
+    def __init__(self, place: Stage, ttl: str = "60s", binds: Sequence[str] = ()) -> None:
+        """Start lockd; its leases outlast every pause of the benchmark, where no other `ttl` is wanted.
+
+        It listens on the `endpoint`, a free port of the loopback, and on what else `binds` has.
+        """
         self._place = place
         self._ttl = ttl
+        self._binds = binds
         self._start("tcp://127.0.0.1:*")
 
     def _start(self, bind: str) -> None:
-        options = ("--bind", bind, "--ttl", self._ttl, "--data", str(self.data("lockd")))
-        self.lockd = self._place.python("lockd", "lockd", *options)
+        binds = [option for each in (bind, *self._binds) for option in ("--bind", each)]
+        self.lockd = self._place.lockd(*binds, "--ttl", self._ttl, "--data", str(self.data("lockd")))
         self.endpoint = self.lockd.line("ready").split()[1]
 
     def restart(self) -> None:

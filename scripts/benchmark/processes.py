@@ -118,12 +118,22 @@ class Stage:
             name,
             command,
             ends_on,
+            start_new_session=True,
             env={"PATH": os.environ.get("PATH", os.defpath), "LC_ALL": "C"},  # ETCD_… and PG… would lead it elsewhere
             cwd=self.directory,
             user=user,
             group=pwd.getpwnam(user).pw_gid if user else None,
             extra_groups=() if user else None,
         )
+
+    def lockd(self, *options: str) -> Child:
+        """Start lockd in a session of its own, as a service manager starts it and every other server.
+
+        Linux shares processors among sessions first, where autogroups are on: in that of its clients lockd would have
+        one client's share. PostgreSQL makes a session of each connection's process by itself.
+        """
+        command = [sys.executable, "-P", "-m", "lockd", *options]
+        return self._start("lockd", command, signal.SIGTERM, env=environment(), start_new_session=True)
 
     def data(self, name: str, user: str | None = None) -> Path:
         """Make a directory for a server, and let it be that user's if one is named."""

@@ -1,9 +1,32 @@
-"""Where peers listen: a free port of the loopback."""
+"""Where servers listen: a free port of the loopback, and a Unix socket below a directory of this measurement."""
 
 import socket
-from typing import Final
+from pathlib import Path
+from typing import Final, NamedTuple
 
 HOST: Final = "127.0.0.1"
+
+
+class Address(NamedTuple):
+    """Where a server listens: a TCP port of HOST, and a directory that has its Unix socket, if it has one."""
+
+    port: int
+    directory: Path
+
+    @property
+    def lockd(self) -> str:
+        """Return lockd's endpoint that is a Unix socket."""
+        return f"ipc://{self.directory / 'lockd.socket'}"
+
+    @property
+    def redis(self) -> str:
+        """Return Redis' Unix socket."""
+        return str(self.directory / "redis.data" / "socket")
+
+    @property
+    def postgres(self) -> str:
+        """Return the directory of PostgreSQL's Unix socket."""
+        return str(self.directory / "postgres.data")
 
 
 def free_port() -> int:

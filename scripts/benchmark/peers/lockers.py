@@ -1,7 +1,7 @@
 """One client of one lock, for each system: what `scripts.benchmark.peers.taker` takes and gives back.
 
-An opening connects to the system's server over TCP on the loopback and returns (acquire, release). Each imports its
-library itself: a process has one system's client and no other's. Connections end with the process.
+An opening connects to the system's server, over TCP on the loopback or a Unix socket, and returns (acquire, release).
+Each imports its library itself: a process has one system's client and no other's. Connections end with the process.
 """
 
 import atexit
@@ -10,9 +10,9 @@ import itertools
 import os
 import zlib
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Any, Final
 
-from scripts.benchmark.peers.address import HOST
+from scripts.benchmark.peers.address import HOST, Address
 
 Act = Callable[[], object]
 
@@ -20,27 +20,31 @@ TTL_S: Final = 60
 """A lock outlives its client by so many seconds at most, where the system lets one say so."""
 
 
-def _lockstep(port: int, lock: str, sticky: bool) -> tuple[Act, Act]:
+def _lockstep(address: Address, lock: str, *, unix: bool = False, sticky: bool = False) -> tuple[Act, Act]:
     from client import LockClient
 
-    client = LockClient(f"tcp://{HOST}:{port}")
+    client = LockClient(address.lockd if unix else f"tcp://{HOST}:{address.port}")
     atexit.register(client.close)
     taken = client.lock(lock, wait=TTL_S, sticky=sticky)
     return taken.acquire, taken.release
 
 
-def _redis_lock(port: int, lock: str, sleep_s: float) -> tuple[Act, Act]:
+def _redis(address: Address, unix: bool) -> Any:
     from redis import Redis
 
-    taken = Redis(HOST, port, single_connection_client=True).lock(lock, timeout=TTL_S, sleep=sleep_s)
+    if unix:
+        return Redis(unix_socket_path=address.redis, single_connection_client=True)
+    return Redis(HOST, address.port, single_connection_client=True)
+
+
+def _redis_lock(address: Address, lock: str, *, sleep_s: float, unix: bool = False) -> tuple[Act, Act]:
+    taken = _redis(address, unix).lock(lock, timeout=TTL_S, sleep=sleep_s)
     return taken.acquire, taken.release
 
 
-def _redis_tokens(port: int, lock: str) -> tuple[Act, Act]:
+def _redis_tokens(address: Address, lock: str, *, unix: bool = False) -> tuple[Act, Act]:
     """A list that holds one token: who pops it has the lock, and pushes it back."""
-    from redis import Redis
-
-    redis = Redis(HOST, port, single_connection_client=True)
+    redis = _redis(address, unix)
     if redis.set(f"{lock}:made", 1, nx=True):
         redis.rpush(lock, "token")
 
@@ -51,12 +55,13 @@ def _redis_tokens(port: int, lock: str) -> tuple[Act, Act]:
     return acquire, functools.partial(redis.rpush, lock, "token")
 
 
-def _postgres(port: int, lock: str) -> tuple[Act, Act]:
+def _postgres(address: Address, lock: str, *, unix: bool = False) -> tuple[Act, Act]:
     """By psycopg2: psycopg 3, with prepared statements, was slower alone and among many."""
     import psycopg2
 
     key = zlib.crc32(lock.encode())
-    connection = psycopg2.connect(host=HOST, port=port, user="bench", dbname="postgres")
+    host = address.postgres if unix else HOST
+    connection = psycopg2.connect(host=host, port=address.port, user="bench", dbname="postgres")
     connection.autocommit = True
     execute = connection.cursor().execute  # the cursor keeps the connection
     return (
@@ -65,7 +70,7 @@ def _postgres(port: int, lock: str) -> tuple[Act, Act]:
     )
 
 
-def _etcd(port: int, lock: str) -> tuple[Act, Act]:
+def _etcd(address: Address, lock: str) -> tuple[Act, Act]:
     """By etcd's own lock service (v3lock), called by gRPC: no Python client of etcd wraps it.
 
     The recipe of aetcd, the one such client that is kept up, asks for a lease each time, and handed on less often.
@@ -73,7 +78,7 @@ def _etcd(port: int, lock: str) -> tuple[Act, Act]:
     """
     import grpc
 
-    channel = grpc.insecure_channel(f"{HOST}:{port}")
+    channel = grpc.insecure_channel(f"{HOST}:{address.port}")
     granted = channel.unary_unary("/etcdserverpb.Lease/LeaseGrant")(_field(1, TTL_S))
     ask = channel.unary_unary("/v3lockpb.Lock/Lock")
     give_back = channel.unary_unary("/v3lockpb.Lock/Unlock")
@@ -86,28 +91,32 @@ def _etcd(port: int, lock: str) -> tuple[Act, Act]:
     return acquire, lambda: give_back(_field(1, keys.pop()))
 
 
-def _kazoo(port: int, lock: str) -> tuple[Act, Act]:
+def _kazoo(address: Address, lock: str) -> tuple[Act, Act]:
     from kazoo.client import KazooClient
 
-    client = KazooClient(f"{HOST}:{port}")
+    client = KazooClient(f"{HOST}:{address.port}")
     client.start()
     atexit.register(client.stop)
     taken = client.Lock(f"/{lock}", str(os.getpid()))
     return taken.acquire, taken.release
 
 
-OPENINGS: Final[dict[str, Callable[[int, str], tuple[Act, Act]]]] = {
-    "lockstep": functools.partial(_lockstep, sticky=False),
+OPENINGS: Final[dict[str, Callable[[Address, str], tuple[Act, Act]]]] = {
+    "lockstep": _lockstep,
+    "lockstep-unix": functools.partial(_lockstep, unix=True),
     "lockstep-sticky": functools.partial(_lockstep, sticky=True),
     "redis-lock-100-ms": functools.partial(_redis_lock, sleep_s=0.1),
     "redis-lock-5-ms": functools.partial(_redis_lock, sleep_s=0.005),
     "redis-lock-1-ms": functools.partial(_redis_lock, sleep_s=0.001),
+    "redis-lock-1-ms-unix": functools.partial(_redis_lock, sleep_s=0.001, unix=True),
     "redis-blpop": _redis_tokens,
+    "redis-blpop-unix": functools.partial(_redis_tokens, unix=True),
     "postgres": _postgres,
+    "postgres-unix": functools.partial(_postgres, unix=True),
     "etcd": _etcd,
     "zookeeper-kazoo": _kazoo,
 }
-"""(port of the server, name of the lock) to (acquire, release), by setting."""
+"""(address of the server, name of the lock) to (acquire, release), by setting."""
 
 
 def _field(number: int, value: int | bytes) -> bytes:

@@ -17,6 +17,7 @@ from typing import Final
 from scripts.benchmark.figures import Row, jain, median
 from scripts.benchmark.group import Group, tell
 from scripts.benchmark.peers import packages
+from scripts.benchmark.peers.address import Address
 from scripts.benchmark.peers.servers import PEERS
 from scripts.benchmark.processes import Child, NotMeasured, Stage, stage
 from scripts.benchmark.sampling import Effort
@@ -37,19 +38,25 @@ class System:
     """Settings of the client to measure it at, and how they are told; the first is the default."""
 
 
-OURS: Final = System("Lockstep", "lockstep", {"lockstep": ""})
+_TCP, _UNIX = "TCP", "Unix socket"
+OURS: Final = System("Lockstep", "lockstep", {"lockstep": _TCP, "lockstep-unix": _UNIX})
 OURS_STICKY: Final = System("Lockstep, sticky", "lockstep", {"lockstep-sticky": ""})
 """The same lock, kept when it is given back, so that the same client takes it again without asking: for one alone."""
 
 REDIS_LOCK: Final = System(
     "redis-py Lock",
     "redis",
-    {"redis-lock-100-ms": "sleep 0.1", "redis-lock-5-ms": "sleep 0.005", "redis-lock-1-ms": "sleep 0.001"},
+    {
+        "redis-lock-100-ms": "sleep 0.1",
+        "redis-lock-5-ms": "sleep 0.005",
+        "redis-lock-1-ms": "sleep 0.001",
+        "redis-lock-1-ms-unix": f"sleep 0.001, {_UNIX}",
+    },
 )
 SYSTEMS: Final = (
     REDIS_LOCK,
-    System("Redis BLPOP", "redis", {"redis-blpop": ""}),
-    System("PostgreSQL advisory lock", "postgres", {"postgres": ""}),
+    System("Redis BLPOP", "redis", {"redis-blpop": _TCP, "redis-blpop-unix": _UNIX}),
+    System("PostgreSQL advisory lock", "postgres", {"postgres": _TCP, "postgres-unix": _UNIX}),
     System("etcd lock", "etcd", {"etcd": ""}),
     System("kazoo Lock", "zookeeper", {"zookeeper-kazoo": ""}),
 )
@@ -108,16 +115,16 @@ def measure_peers(names: Sequence[str], effort: Effort, outcome: Outcome) -> Non
     if not programs:
         return
     with stage(tied=True) as place:
-        ports = {"lockstep": int(Group(place).endpoint.rpartition(":")[2])} | _serve(place, programs, outcome)
-        systems = [OURS, OURS_STICKY, *[system for system in SYSTEMS if system.peer in ports]]
+        addresses = {"lockstep": serve_ours(place)} | _serve(place, programs, outcome)
+        systems = [OURS, OURS_STICKY, *[system for system in SYSTEMS if system.peer in addresses]]
         todo = workloads(effort)
         _say("warming up")
-        _take_turns(systems, ports, todo[0], effort.peer_s, {}, outcome)
+        _take_turns(systems, addresses, todo[0], effort.peer_s, {}, outcome)
         for number, workload in enumerate(todo, 1):
             turns: dict[str, list[Turn]] = {}
             for round_number in range(1, effort.peer_rounds + 1):
                 _say(f"{workload.name} ({number} of {len(todo)}), round {round_number} of {effort.peer_rounds}")
-                _take_turns(systems, ports, workload, effort.peer_s, turns, outcome)
+                _take_turns(systems, addresses, workload, effort.peer_s, turns, outcome)
             outcome.rows += rows_of(workload, systems, turns)
 
 
@@ -140,21 +147,27 @@ def _find(names: Sequence[str], outcome: Outcome) -> dict[str, Path]:
     return programs
 
 
-def _serve(place: Stage, programs: Mapping[str, Path], outcome: Outcome) -> dict[str, int]:
-    """Start the peers' servers; return their ports."""
-    ports: dict[str, int] = {}
+def serve_ours(place: Stage) -> Address:
+    """Start lockd; return where it serves. Raises NotMeasured."""
+    group = Group(place, binds=(Address(0, place.directory).lockd,))
+    return Address(int(group.endpoint.rpartition(":")[2]), place.directory)
+
+
+def _serve(place: Stage, programs: Mapping[str, Path], outcome: Outcome) -> dict[str, Address]:
+    """Start the peers' servers; return where they serve."""
+    addresses: dict[str, Address] = {}
     for name, program in programs.items():
         _say(f"starting {name}")
         try:
-            ports[name] = PEERS[name].serve(place, program)
+            addresses[name] = PEERS[name].serve(place, program)
         except (NotMeasured, OSError) as error:
             outcome.problems[name] = str(error)
-    return ports
+    return addresses
 
 
 def _take_turns(
     systems: Sequence[System],
-    ports: Mapping[str, int],
+    addresses: Mapping[str, Address],
     workload: Workload,
     duration_s: float,
     turns: dict[str, list[Turn]],
@@ -167,7 +180,8 @@ def _take_turns(
             if what in outcome.problems:
                 continue
             try:
-                turns.setdefault(setting, []).append(take_turn(setting, ports[system.peer], workload, duration_s))
+                turn = take_turn(setting, addresses[system.peer], workload, duration_s)
+                turns.setdefault(setting, []).append(turn)
             except (NotMeasured, OSError) as error:
                 if system is OURS:
                     raise
@@ -180,10 +194,10 @@ def settings_of(system: System, workload: Workload) -> list[str]:
     settings = [*system.settings]
     if system is OURS_STICKY and workload.clients > 1:
         return []
-    return settings[:1] if system is REDIS_LOCK and not workload.is_handed_on else settings
+    return settings[-2:] if system is REDIS_LOCK and not workload.is_handed_on else settings
 
 
-def take_turn(setting: str, port: int, workload: Workload, duration_s: float) -> Turn:
+def take_turn(setting: str, address: Address, workload: Workload, duration_s: float) -> Turn:
     """Have new clients do the workload; return what they did. Raises NotMeasured."""
     with stage() as place:
         lock = f"bench-{time.monotonic_ns()}"  # none that any client had before
@@ -191,7 +205,8 @@ def take_turn(setting: str, port: int, workload: Workload, duration_s: float) ->
         takers: list[Child] = []
         for number in range(workload.clients):
             grants = str(place.directory / f"{number}.grants")
-            arguments = (setting, str(port), f"{lock}-{number % workload.locks}", grants)
+            where = (str(address.port), str(address.directory))
+            arguments = (setting, *where, f"{lock}-{number % workload.locks}", grants)
             takers.append(place.python(f"{setting}-{number}", _TAKER, *arguments, variables=variables))
         for taker in takers:
             taker.line("ready")
@@ -224,27 +239,39 @@ def changes(grants_ns: Sequence[Sequence[int]]) -> int:
 
 
 def rows_of(workload: Workload, systems: Sequence[System], turns: Mapping[str, Sequence[Turn]]) -> list[Row]:
-    """Return the figures of one workload: ours against each other system's at its best setting."""
-    ours = turns["lockstep"]
+    """Return the figures of one workload: ours against each other system's, each at its best setting."""
+
+    def best_of(system: System) -> str | None:
+        """Return the setting at which a system does the most."""
+        measured = [setting for setting in settings_of(system, workload) if setting in turns]
+        return max(measured, key=lambda setting: _per_s(turns[setting]), default=None)
+
+    best_of_ours = best_of(OURS)
+    assert best_of_ours is not None  # else NotMeasured was raised
+    ours = turns[best_of_ours]
     rows: list[Row] = []
     if workload.is_handed_on:
         told = f"{workload.told}: Jain's index of our grants by client, the median round"
         rows.append(Row(f"{workload.name}, fairness", told, _fairness(ours), "", None, None, 0.999, "least"))
+    if best_of_ours != "lockstep":
+        told = f"{workload.told}: {OURS.label} by {_TCP}, against {OURS.settings[best_of_ours]}"
+        by_tcp = turns["lockstep"]
+        name = f"{workload.name}: {OURS.label}, {_TCP}"
+        rows.append(Row(name, told, _per_s(by_tcp), "/s", _per_s(ours), _ratio(by_tcp, ours)))
     for system in systems:
-        measured = [setting for setting in settings_of(system, workload) if setting in turns]
-        if system in (OURS, OURS_STICKY) or not measured:
-            continue
-        best = max(measured, key=lambda setting: median([turn.per_s for turn in turns[setting]]))
-        rows += _against(workload, system, system.settings[best], ours, turns[best])
+        best = best_of(system)
+        if system not in (OURS, OURS_STICKY) and best is not None:
+            told = f"by {OURS.settings[best_of_ours]}, against {system.label}, {system.settings[best]}".rstrip(", ")
+            rows += _against(workload, system, told, ours, turns[best])
     if sticky := turns.get("lockstep-sticky"):
-        rows.append(_sticky(sticky, turns.get("redis-lock-100-ms")))
+        best = best_of(REDIS_LOCK)
+        rows.append(_sticky(sticky, turns[best] if best else None))
     return rows
 
 
-def _against(workload: Workload, system: System, told: str, ours: Sequence[Turn], theirs: Sequence[Turn]) -> list[Row]:
-    against = f"against {system.label}"
-    if len(settings_of(system, workload)) > 1:
-        against += f", {told}"
+def _against(
+    workload: Workload, system: System, against: str, ours: Sequence[Turn], theirs: Sequence[Turn]
+) -> list[Row]:
     name = f"{workload.name}: {system.label}"
     wanted = _wanted(workload, system)
     what = "hand-offs to another client" if workload.is_handed_on else "acquire + release"
@@ -252,9 +279,9 @@ def _against(workload: Workload, system: System, told: str, ours: Sequence[Turn]
         Row(
             name,
             f"{workload.told}: {what}, {against}",
-            median([turn.per_s for turn in ours]),
+            _per_s(ours),
             "/s",
-            median([turn.per_s for turn in theirs]),
+            _per_s(theirs),
             _ratio(ours, theirs),
             wanted,
             "least",
@@ -272,12 +299,16 @@ def _against(workload: Workload, system: System, told: str, ours: Sequence[Turn]
 
 def _sticky(ours: Sequence[Turn], theirs: Sequence[Turn] | None) -> Row:
     name, told = "again, sticky", "one client alone takes a sticky lock again and again"
-    measured = median([turn.per_s for turn in ours])
+    measured = _per_s(ours)
     if theirs is None:
         return Row(name, told, measured, "/s")
     told += f": against {REDIS_LOCK.label}, which is never kept"
-    limit = median([turn.per_s for turn in theirs])
+    limit = _per_s(theirs)
     return Row(name, told, measured, "/s", limit, _ratio(ours, theirs), 30.0, "least")
+
+
+def _per_s(turns: Sequence[Turn]) -> float:
+    return median([turn.per_s for turn in turns])
 
 
 def _ratio(ours: Sequence[Turn], theirs: Sequence[Turn]) -> float:

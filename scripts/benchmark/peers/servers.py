@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from scripts.benchmark.peers.address import HOST, free_port
+from scripts.benchmark.peers.address import HOST, Address, free_port
 from scripts.benchmark.processes import PATIENCE_S, Child, NotMeasured, Stage
 
 _JAR: Final = Path("/usr/share/java/zookeeper.jar")
@@ -31,25 +31,25 @@ class Peer:
     """Debian's package of its server."""
     find: Callable[[], Path | None]
     """Return its program, or the directory of its programs."""
-    start: Callable[[Stage, Path, int], None]
-    """Start what was found on a port, and wait until it answers. Raises NotMeasured."""
+    start: Callable[[Stage, Path, Address], None]
+    """Start what was found at an address, and wait until it answers. Raises NotMeasured."""
 
-    def serve(self, place: Stage, program: Path) -> int:
-        """Start what `find` found; return the port on which it serves. Raises NotMeasured."""
-        port = free_port()
-        self.start(place, program, port)
-        return port
+    def serve(self, place: Stage, program: Path) -> Address:
+        """Start what `find` found; return where it serves. Raises NotMeasured."""
+        address = Address(free_port(), place.directory)
+        self.start(place, program, address)
+        return address
 
 
 def _find_redis() -> Path | None:
     return _in_path("redis-server")
 
 
-def _start_redis(place: Stage, program: Path, port: int) -> None:
+def _start_redis(place: Stage, program: Path, address: Address) -> None:
     # Without a file it is configured as its own redis.conf does: snapshots now and then, no append-only file.
     data = place.data("redis")
-    options = ("--bind", HOST, "--port", str(port), "--dir", str(data))
-    _await(place.serve("redis", [str(program), *options]), port, b"PING\r\n", b"+PONG")
+    options = ("--bind", HOST, "--port", str(address.port), "--unixsocket", address.redis, "--dir", str(data))
+    _await(place.serve("redis", [str(program), *options]), address.port, b"PING\r\n", b"+PONG")
 
 
 def _find_postgres() -> Path | None:
@@ -59,13 +59,13 @@ def _find_postgres() -> Path | None:
     return newest or (program.parent if program else None)
 
 
-def _start_postgres(place: Stage, programs: Path, port: int) -> None:
+def _start_postgres(place: Stage, programs: Path, address: Address) -> None:
     # It refuses to run as root, and then runs as the user that its package made.
     user = _unprivileged() if os.geteuid() == 0 else None
     data = place.data("postgres", user)
     options = ["--auth=trust", "--username=bench", "--encoding=UTF8", "--no-locale", "--no-sync"]
     place.serve("initdb", [str(programs / "initdb"), f"--pgdata={data}", *options], user=user).finish()
-    settings = (f"listen_addresses={HOST}", f"port={port}", "unix_socket_directories=")
+    settings = (f"listen_addresses={HOST}", f"port={address.port}", f"unix_socket_directories={address.postgres}")
     server = place.serve(
         "postgres",
         [str(programs / "postgres"), "-D", str(data), *[f"--{setting}" for setting in settings]],
@@ -74,15 +74,15 @@ def _start_postgres(place: Stage, programs: Path, port: int) -> None:
     )
     # A start-up message of protocol 3.0; R is the answer about authentication, E comes while it still starts.
     message = b"\x00\x03\x00\x00user\x00bench\x00database\x00postgres\x00\x00"
-    _await(server, port, (len(message) + 4).to_bytes(4) + message, b"R")
+    _await(server, address.port, (len(message) + 4).to_bytes(4) + message, b"R")
 
 
 def _find_etcd() -> Path | None:
     return _in_path("etcd")
 
 
-def _start_etcd(place: Stage, program: Path, port: int) -> None:
-    client, peer = f"http://{HOST}:{port}", f"http://{HOST}:{free_port()}"
+def _start_etcd(place: Stage, program: Path, address: Address) -> None:
+    client, peer = f"http://{HOST}:{address.port}", f"http://{HOST}:{free_port()}"
     options = [
         "--name=bench",
         f"--data-dir={place.data('etcd')}",
@@ -92,22 +92,23 @@ def _start_etcd(place: Stage, program: Path, port: int) -> None:
         f"--initial-advertise-peer-urls={peer}",
         f"--initial-cluster=bench={peer}",
     ]
-    _await(place.serve("etcd", [str(program), *options]), port, b"GET /health HTTP/1.0\r\n\r\n", b"HTTP/1.0 200")
+    _await(
+        place.serve("etcd", [str(program), *options]), address.port, b"GET /health HTTP/1.0\r\n\r\n", b"HTTP/1.0 200"
+    )
 
 
 def _find_zookeeper() -> Path | None:
     return _in_path("java") if _JAR.exists() else None
 
 
-def _start_zookeeper(place: Stage, program: Path, port: int) -> None:
+def _start_zookeeper(place: Stage, program: Path, address: Address) -> None:
     data = place.data("zookeeper")
-    (data / "zoo.cfg").write_text(
-        f"tickTime=2000\ndataDir={data}\nclientPort={port}\nclientPortAddress={HOST}\nadmin.enableServer=false\n"
-    )
+    port = f"clientPort={address.port}\nclientPortAddress={HOST}\n"
+    (data / "zoo.cfg").write_text(f"tickTime=2000\ndataDir={data}\n{port}admin.enableServer=false\n")
     main = "org.apache.zookeeper.server.quorum.QuorumPeerMain"
     # UsePerfData would leave a file in the system's temporary directory.
     command = [str(program), "-XX:-UsePerfData", "-cp", f"{data}:{_JAR}", main, str(data / "zoo.cfg")]
-    _await(place.serve("zookeeper", command), port, b"srvr", b"Zookeeper version")
+    _await(place.serve("zookeeper", command), address.port, b"srvr", b"Zookeeper version")
 
 
 PEERS: Final = {

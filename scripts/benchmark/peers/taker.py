@@ -1,4 +1,4 @@
-"""`python -P -m scripts.benchmark.peers.taker SETTING PORT LOCK FILE`: one client that takes and gives back one lock.
+"""`python -P -m scripts.benchmark.peers.taker SETTING PORT DIRECTORY LOCK FILE`: one client of one lock.
 
 It says `ready`, reads "START END" (monotonic nanoseconds) from stdin, takes and gives back the lock between them, and
 writes to FILE the moments of its grants: signed 64-bit monotonic nanoseconds, comparable between processes.
@@ -10,14 +10,15 @@ from array import array
 from pathlib import Path
 from typing import Final
 
+from scripts.benchmark.peers.address import Address
 from scripts.benchmark.peers.lockers import OPENINGS
 
 _WARM_UP: Final = 5
 
 
-def take(setting: str, port: int, lock: str, grants: Path) -> None:
+def take(setting: str, address: Address, lock: str, grants: Path) -> None:
     """Take part in one measurement."""
-    acquire, release = OPENINGS[setting](port, lock)
+    acquire, release = OPENINGS[setting](address, lock)
     for _ in range(_WARM_UP):  # statements are prepared, scripts loaded, nodes made
         acquire()
         release()
@@ -34,4 +35,4 @@ def take(setting: str, port: int, lock: str, grants: Path) -> None:
 
 
 if __name__ == "__main__":
-    take(sys.argv[1], int(sys.argv[2]), sys.argv[3], Path(sys.argv[4]))
+    take(sys.argv[1], Address(int(sys.argv[2]), Path(sys.argv[3])), sys.argv[4], Path(sys.argv[5]))
