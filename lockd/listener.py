@@ -10,6 +10,7 @@ import os
 import select
 import socket
 import time
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
@@ -38,7 +39,10 @@ _SOON_S: Final = 200e-6
 _PAUSE_S: Final = 1.0
 """Where the system has no descriptor left, nobody is let in for so long."""
 _LINGER_S: Final = 0.2
-_DOWN: Final = select.EPOLLHUP | select.EPOLLERR
+_IN: Final = select.EPOLLIN | select.EPOLLRDHUP
+_DOWN: Final = select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
+_DOWNS_MAX: Final = 16
+"""So many connections that are down are done with at once: thousands may be, and who is up comes first."""
 
 
 class Unreachable(Exception):
@@ -52,10 +56,11 @@ class Full(Exception):
 class _Peer:
     """One connection. `route` is "" until it is known; `unsent` waits until the system takes it.
 
-    `left` are frames that have come and wait for their turn. While `paused` nothing is read.
+    `left` are frames that have come and wait for their turn. While `paused` nothing is read. One that is `down` is not
+    polled any more: what it has said before is still to be read.
     """
 
-    __slots__ = ("began_s", "frames", "left", "malformed", "parts", "paused", "route", "socket", "unsent")
+    __slots__ = ("began_s", "down", "frames", "left", "malformed", "parts", "paused", "route", "socket", "unsent")
 
     def __init__(self, connection: socket.socket) -> None:
         self.socket = connection
@@ -65,6 +70,7 @@ class _Peer:
         self.parts: list[bytes] = []
         self.malformed = 0
         self.paused = False
+        self.down = False
         self.unsent = bytearray()
         self.began_s = time.monotonic()
 
@@ -81,6 +87,7 @@ class Listener:
         self._routes: dict[bytes, _Peer] = {}
         self._strangers: dict[int, _Peer] = {}
         self._left: set[_Peer] = set()
+        self._down: deque[_Peer] = deque()
         self._closed: list[bytes] = []
         self._closed_until_s = 0.0
         self._unnamed = 0
@@ -138,23 +145,31 @@ class Listener:
             yield from [(route, None) for route in closed if route not in self._routes]
             wait_s = 0.0
         late = [peer for peer in self._left if not peer.paused] if self._left else ()
-        if late:
+        if late or self._down:
             wait_s = 0.0  # the system tells nothing of what is here already
         for descriptor, event in self._wait(wait_s, soon):
             peer = self._peers.get(descriptor)
             if peer is not None:
+                if event & _DOWN:
+                    self._poll.unregister(descriptor)
+                    peer.down = True
+                    self._down.append(peer)
+                    continue
                 if event & select.EPOLLOUT:
                     self._flush(peer)
-                if peer.paused:
-                    if event & _DOWN:
-                        yield from self._lost(peer)
-                elif event & ~select.EPOLLOUT and not peer.left:
+                if event & select.EPOLLIN and not peer.paused and not peer.left:
                     yield from self._read(peer)
             elif descriptor in self._doors:
                 self._let_in(self._doors[descriptor])
         for peer in late:
             if peer.left:  # it may have been closed meanwhile
                 yield from self._read(peer)
+        for _ in range(min(len(self._down), _DOWNS_MAX)):
+            peer = self._down.popleft()
+            if self._is_open(peer):  # else another one has taken its place
+                yield from self._lost(peer) if peer.paused else self._read(peer)
+                if self._is_open(peer):
+                    self._down.append(peer)
         if self._strangers:
             self._send_off()
 
@@ -228,7 +243,7 @@ class Listener:
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
             peer = _Peer(connection)
             self._peers[connection.fileno()] = self._strangers[connection.fileno()] = peer
-            self._poll.register(connection, select.EPOLLIN)
+            self._poll.register(connection, _IN)
             self._write(peer, GREETING)
 
     def _send_off(self) -> None:
@@ -249,7 +264,7 @@ class Listener:
                     return self._lost(peer)
                 frames = peer.frames.feed(chunk)
             except BlockingIOError:
-                return []
+                return self._lost(peer) if peer.down else []
             except (OSError, WrongWire):
                 return self._lost(peer)
         if peer.left or len(frames) > _FRAMES_MAX:
@@ -304,11 +319,11 @@ class Listener:
             return  # the next look at it tells that it is down
         if sent < len(data):
             if not peer.unsent:
-                self._poll.modify(peer.socket, select.EPOLLIN | select.EPOLLOUT)
+                self._watch(peer, _IN | select.EPOLLOUT)
             peer.unsent += data[sent:]
             if len(peer.unsent) > _UNSENT_READ_MAX and not peer.paused:
                 peer.paused = True
-                self._poll.modify(peer.socket, select.EPOLLOUT)
+                self._watch(peer, select.EPOLLOUT)
 
     def _flush(self, peer: _Peer) -> None:
         try:
@@ -317,7 +332,12 @@ class Listener:
             return
         if not peer.unsent:
             peer.paused = False
-            self._poll.modify(peer.socket, select.EPOLLIN)
+            self._watch(peer, _IN)
+
+    def _watch(self, peer: _Peer, events: int) -> None:
+        """Have the system tell of these events of a connection, if it is not known to be down."""
+        if not peer.down:
+            self._poll.modify(peer.socket, events)
 
     def _close(self, peer: _Peer) -> None:
         """Close a connection from our side; `events` tells of it, as of one that went down."""
@@ -330,6 +350,9 @@ class Listener:
         self._drop(peer)
         return [(peer.route, None)] if current else []
 
+    def _is_open(self, peer: _Peer) -> bool:
+        return self._peers.get(peer.socket.fileno()) is peer
+
     def _drop(self, peer: _Peer) -> None:
         """Close a connection."""
         descriptor = peer.socket.fileno()
@@ -339,7 +362,8 @@ class Listener:
         peer.left = []
         if self._routes.get(peer.route) is peer:
             del self._routes[peer.route]
-        self._poll.unregister(descriptor)
+        if not peer.down:
+            self._poll.unregister(descriptor)
         peer.socket.close()
 
 

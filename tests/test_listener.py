@@ -303,6 +303,23 @@ def test_who_does_not_take_its_answers_is_not_read_until_it_does(served: Served,
     connection.close()
 
 
+def test_many_who_go_at_once_hold_up_nobody_who_stays(served: Served) -> None:
+    modest = served.dealer(b"modest")
+    many = [served.dealer(b"%d" % number) for number in range(300)]
+    for each in many:
+        each.sendall(framed(b"last words"))
+        each.close()
+    modest.sendall(framed(b"one"))
+    served.came.clear()
+    while (b"modest", [b"one"]) not in served.came:
+        served.came += served.listener.events(PATIENCE_S)
+    assert len(served.came) < len(many) / 2
+    served.until(lambda: len(served.came) == 2 * len(many) + 1)
+    for number in range(300):
+        assert [parts for route, parts in served.came if route == b"%d" % number] == [[b"last words"], None]
+    modest.close()
+
+
 def test_who_sends_many_messages_at_once_waits_its_turn(served: Served) -> None:
     greedy, modest = served.dealer(b"greedy"), served.dealer(b"modest")
     many = [b"%d" % number for number in range(1000)]
