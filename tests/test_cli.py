@@ -277,6 +277,12 @@ def test_a_port_in_use(up: Group) -> None:
     assert code == EXIT_REFUSED
 
 
+def test_a_path_that_is_too_long_for_a_socket(group: Group) -> None:
+    code, line = told(group, ["--bind", f"ipc:///{'a' * 200}", "--data", "other"], "lockd")
+    assert line.endswith(" (AF_UNIX path too long); choose another --bind")
+    assert code == EXIT_REFUSED
+
+
 def test_a_lockd_directory_in_use(up: Group) -> None:
     code, line = told(up, "--bind tcp://127.0.0.1:* --data lockd", "lockd")
     assert line == "lockd is in use by another lockd; choose another --data"
