@@ -35,6 +35,7 @@ _BASE_OF_ENTRY: Final = struct.Struct("<q")
 _SIZE_OF_ENTRY: Final = struct.Struct("<I")
 _BASE_AT: Final = 8
 _SIZE: Final = 64 * 1024
+_LINES_MAX: Final = 64
 _SCAN_BYTES_MAX: Final = 64 * 1024 * 1024
 """So much of grants.log is read where nothing says which grants were in force: after a power cut."""
 
@@ -73,6 +74,8 @@ class Behind:
         else:
             self._open.pop(line.token, None)
         self.waiting += 1
+        if self.waiting >= _LINES_MAX:
+            self.flush()
 
     def keep(self, left: KeepLeft) -> None:
         """Take in what a lock's holders left. Raises CommandError."""

@@ -62,7 +62,8 @@ class Server:
                 self.endpoints.append(self._listener.bind(bind))
             except OSError as error:
                 taken = "; is another lockd there?" if error.errno == errno.EADDRINUSE else ";"
-                raise refused(f"cannot listen on {bind} ({error.strerror or error}){taken} choose another --bind") from None
+                why = error.strerror or str(error)
+                raise refused(f"cannot listen on {bind} ({why}){taken} choose another --bind") from None
 
     def _open(self, data: Path, ttl_ns: int, lock_delay_ns: int, rebuild: int) -> None:
         try:

@@ -207,6 +207,7 @@ class Story(Run):
         if child is None:
             return self._miss("lockd is not up")
         before = fleet.outcomes.counts["ok"]
+        epoch = self._newest_epoch()
         fleet.hold_down(LOCKD)
         child.end(signal.SIGKILL)
         over = self._faults.begins(LOCKD, "kill -9")
@@ -222,9 +223,10 @@ class Story(Run):
         for name in fleet.members:
             if not self._works_again(name, began_us):
                 return False
+        if not fleet.until(lambda: self._newest_epoch() > epoch, READY_S):
+            return self._miss(f"grants.log tells of no grant in {READY_S:g} s")
         lines = self._grants()
-        epoch = max(token_epoch(line.token) for line in lines)
-        first = next(place for place, line in enumerate(lines) if token_epoch(line.token) == epoch)
+        first = next(place for place, line in enumerate(lines) if token_epoch(line.token) > epoch)
         for line in itertools.takewhile(lambda line: line.event == "expiry", reversed(lines[:first])):
             self._follow(f"the lock of {line.client} under {format_token(line.token)} is void; who comes next settles")
         self._follow(f"lockd is back: its first grant is {format_token(lines[first].token)}, larger than all before")
@@ -236,6 +238,10 @@ class Story(Run):
     def _grants(self) -> list[GrantLine]:
         lines = (self._directory / LOCKD / "grants.log").read_bytes().split(b"\n")[:-1]
         return [parse_grant(line.decode()) for line in lines]
+
+    def _newest_epoch(self) -> int:
+        """Return the epoch of the newest grant that lockd has written down; it is written behind."""
+        return max(token_epoch(line.token) for line in self._grants())
 
     def _works_again(self, name: str, began_us: int) -> bool:
         """Wait until a client has done an op that began after this and was ok."""
