@@ -351,11 +351,13 @@ class Lock:
         except LockError:
             raise
         except BaseException:
-            # What became of it is not known, so all of it is given back.
-            hold.lost = "its conversion was interrupted"
+            # What became of it is not known, so all of it is given back; the core's own hold ends when that is done.
+            why = "its conversion was interrupted"
+            lost = Hold(hold.lock, hold.token, hold.mode, hold.owner, hold.limit, hold.sticky, lost=why)
+            self._hold = lost
             self._session.unwanted.append(hold)
-            self.lose(hold)
             self._session.tidy()
+            self.lose(lost)
             raise
 
     def __repr__(self) -> str:
@@ -401,7 +403,7 @@ class Locks:
         """Take all of them, within so many seconds, and return their tokens by name. Raises NotAcquired."""
         wait = self._wait if wait == _AS_MADE else _checked(wait)
         end_ns = None if wait is None else now_ns() + int(wait * 1e9)
-        before = [lock for lock in self.locks if lock._hold is not None]
+        before = [lock._hold for lock in self.locks]  # a lost one, too, and it is none any more when it is acquired
         try:
             for lock in self.locks:
                 lock.acquire(None if end_ns is None else max(0, end_ns - now_ns()) / 1e9)
@@ -419,10 +421,10 @@ class Locks:
             self._give_back([])
             raise
 
-    def _give_back(self, but: list[Lock]) -> None:
-        """Give back those that have a hold, whatever was interrupted before."""
+    def _give_back(self, but: list[Hold | None]) -> None:
+        """Give back those that have a hold, but for these, whatever was interrupted before."""
         for lock in reversed(self.locks):
-            if lock._hold is not None and lock not in but:
+            if lock._hold is not None and not any(lock._hold is hold for hold in but):
                 lock.release()
 
     def check(self) -> dict[str, Token]:

@@ -147,6 +147,7 @@ class Listener:
         late = [peer for peer in self._left if not peer.paused] if self._left else ()
         if late or self._down:
             wait_s = 0.0  # the system tells nothing of what is here already
+        doors: list[socket.socket] = []
         for descriptor, event in self._wait(wait_s, soon):
             peer = self._peers.get(descriptor)
             if peer is not None:
@@ -154,13 +155,14 @@ class Listener:
                     self._poll.unregister(descriptor)
                     peer.down = True
                     self._down.append(peer)
-                    continue
-                if event & select.EPOLLOUT:
+                elif event & select.EPOLLOUT:
                     self._flush(peer)
-                if event & select.EPOLLIN and not peer.paused and not peer.left:
-                    yield from self._read(peer)
+                if event & _IN and not peer.paused and not peer.left:
+                    yield from self._read(peer, ends=not peer.down)
             elif descriptor in self._doors:
-                self._let_in(self._doors[descriptor])
+                doors.append(self._doors[descriptor])
+        for ready_door in doors:  # now that no event is left of a connection whose descriptor a new one may get
+            self._let_in(ready_door)
         for peer in late:
             if peer.left:  # it may have been closed meanwhile
                 yield from self._read(peer)
@@ -254,18 +256,20 @@ class Listener:
                 return
             self._drop(peer)
 
-    def _read(self, peer: _Peer) -> list[tuple[bytes, list[bytes] | None]]:
-        """Return what has come over a connection, as far as it is its turn."""
+    def _read(self, peer: _Peer, *, ends: bool = True) -> list[tuple[bytes, list[bytes] | None]]:
+        """Return what has come over a connection, as far as it is its turn; if that `ends` there, close it."""
         frames = peer.left
         if not frames:
             try:
                 chunk = peer.socket.recv(_CHUNK)
                 if not chunk:
-                    return self._lost(peer)
+                    return self._lost(peer) if ends else []
                 frames = peer.frames.feed(chunk)
             except BlockingIOError:
-                return self._lost(peer) if peer.down else []
-            except (OSError, WrongWire):
+                return self._lost(peer) if peer.down and ends else []
+            except OSError:
+                return self._lost(peer) if ends else []
+            except WrongWire:
                 return self._lost(peer)
         if peer.left or len(frames) > _FRAMES_MAX:
             frames, peer.left = frames[:_FRAMES_MAX], frames[_FRAMES_MAX:]

@@ -84,7 +84,7 @@ class Queues:
                 in_sync = tuple(sorted(shared.by_replica))
                 lock.file = new_file(in_sync)
                 shared.persist(InSyncChanged(lock.name, in_sync))
-            elif now_ns >= shared.plain_from_ns:
+            elif session.connected and now_ns >= shared.plain_from_ns:
                 self._grant(lock, session, waiter, message.mode, now_ns)  # nobody holds it, nor stands before
                 return
         self._enqueue(lock, session, waiter)

@@ -172,6 +172,21 @@ def test_behind_a_conversion_that_was_abandoned_the_lock_is_asked_for_when_lockd
     assert list(pair.lockd.locks["door"].holds) == [wait.hold.token]
 
 
+def test_a_lock_that_is_new_goes_to_nobody_whose_connection_is_down() -> None:
+    pair = Pair()
+    pair.have(pair.a, "one")
+    pair.have(pair.b, "other")
+    pair.start()
+    pair.a.connected(pair.now_ns)
+    pair.talk(pair.a)
+    pair.ask(pair.a, "door")
+    pair.say(pair.a)  # it is kept until b is back
+    pair.lockd.disconnected(pair.a.incarnation.encode(), pair.now_ns)
+    pair.b.connected(pair.now_ns)
+    pair.talk(pair.b)
+    pair.have(pair.b, "door")
+
+
 def test_a_lease_that_ends_before_a_claim_is_answered_takes_the_claim_along() -> None:
     pair = Pair(lock_delay_ns=2 * S)
     hold = pair.have(pair.a, "door")

@@ -249,6 +249,21 @@ def test_several_locks_are_all_given_back_though_one_is_not_held(clients: Callab
     assert b.locks("x", "y", "z").acquire(PATIENCE_S)
 
 
+def test_several_locks_of_which_one_was_lost_are_acquired_again_all_or_none(
+    lockd: Daemon, clients: Callable[[str], LockClient]
+) -> None:
+    a, b = clients("a"), clients("b")
+    both = a.locks("left", "right", wait=0.1)
+    both.acquire()
+    break_lock(lockd.endpoint, "boss", "left", int(both.locks[0].token))
+    until(both.locks[0].lost.is_set)
+    both.locks[1].release()
+    with b.lock("right"):
+        with pytest.raises(TimedOut):
+            both.acquire(PATIENCE_S / 5)
+        assert not both.locks[0].held
+
+
 def test_a_wait_ends_by_cancel_and_leaves_no_waiter(lockd: Daemon, clients: Callable[[str], LockClient]) -> None:
     a, b = clients("a"), clients("b")
     with a.lock("job"):
