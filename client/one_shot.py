@@ -7,12 +7,16 @@ import signal
 import socket
 import time
 from contextlib import closing
+from typing import Final
 
 from client.control import Call, Order, Report, not_done
 from client.directory import PATIENCE_S, connect, take
 from client.settings import Settings
 from common.errors import EXIT_REFUSED, EXIT_UNKNOWN, CommandError, refused
 from common.stopping import Stop
+
+_PAUSE_S: Final = 0.01
+"""How often it is looked whether the directory is free, or the client that has it answers."""
 
 
 def carry_out(settings: Settings, order: Order) -> Report:
@@ -58,7 +62,7 @@ def _report(settings: Settings, order: Order, stop: Stop) -> Report:
             return one_shot(settings, order, lock, stop)
         if time.monotonic() > deadline:
             raise refused(f"the client that is up on {settings.data} does not answer; look into its client.log")
-        time.sleep(0.01)
+        time.sleep(_PAUSE_S)
     return not_done(order.retry, "")
 
 

@@ -10,6 +10,8 @@ from common.moments import SteadyClock
 
 REACH_S: Final = 2.0
 """How long a lockd that refuses connections is tried before the command gives up, in seconds."""
+_PAUSE_S: Final = 0.05
+"""It is tried so often."""
 
 
 def reach(lockd: str, given_up: Callable[[], bool] = lambda: False) -> None:
@@ -26,6 +28,6 @@ def reach(lockd: str, given_up: Callable[[], bool] = lambda: False) -> None:
             if clock.now_ns() > deadline:
                 reason = error.strerror or str(error)
                 raise refused(f"lockd at {lockd} cannot be reached ({reason}); start lockd, or set --lockd") from None
-            time.sleep(0.05)
+            time.sleep(_PAUSE_S)
         else:
             return

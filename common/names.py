@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import lru_cache, wraps
 from typing import Final, TypeVar
 
 from common.limits import (
@@ -26,18 +27,14 @@ _LINE_BREAK = re.compile(r"[\x00\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
 def _remembered(check: Callable[[str], Answer]) -> Callable[[str], Answer]:
-    """Return a check that remembers its answers; what it has answered already costs no call of Python."""
+    """Return a check that remembers its newest answers, but for long names."""
+    remembered = lru_cache(maxsize=_REMEMBERED_MAX)(check)
 
-    class Answers(dict[str, Answer]):
-        def __missing__(self, name: str) -> Answer:
-            answer = check(name)
-            if len(name) <= _REMEMBERED_LENGTH_MAX:
-                if len(self) >= _REMEMBERED_MAX:
-                    self.clear()
-                self[name] = answer
-            return answer
+    @wraps(check)
+    def answer(name: str) -> Answer:
+        return remembered(name) if len(name) <= _REMEMBERED_LENGTH_MAX else check(name)
 
-    return Answers().__getitem__
+    return answer
 
 
 def client_name_problem(name: str) -> str | None:

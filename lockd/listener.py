@@ -161,8 +161,8 @@ class Listener:
                     yield from self._read(peer, ends=not peer.down)
             elif descriptor in self._doors:
                 doors.append(self._doors[descriptor])
-        for ready_door in doors:  # now that no event is left of a connection whose descriptor a new one may get
-            self._let_in(ready_door)
+        for opened in doors:  # now that no event is left of a connection whose descriptor a new one may get
+            self._let_in(opened)
         for peer in late:
             if peer.left:  # it may have been closed meanwhile
                 yield from self._read(peer)

@@ -13,7 +13,7 @@ from lockd.core import Lockd
 from lockd.effects import Durable, LogGrant, Persist, Send, SessionEnded, SessionOpened
 from tests.lock_sim.network import Link
 from tests.lock_sim.world import Inside, World
-from tests.sim.processes import Alarm, Broken, Crashed
+from tests.sim.processes import Alarm, Broken, Crashed, Pausable
 
 _MS: Final = 1_000_000
 _OPERATOR: Final = b"operator"
@@ -22,7 +22,7 @@ _Kind = Literal["network", "task"]
 """Who lets a client do something: what has come, or a task or the time."""
 
 
-class LockdProcess:
+class LockdProcess(Pausable[Callable[[], None]]):
     """lockd's core, its disk and its connections, from one start to the next."""
 
     def __init__(self, world: World, ttl_ns: int) -> None:
@@ -34,7 +34,6 @@ class LockdProcess:
         self.crash_in: int | None = None
         self._ttl_ns = ttl_ns
         self._links: dict[bytes, Link] = {}
-        self._held: list[Callable[[], None]] | None = None
         self._alarm = Alarm(world.schedule, self._ring)
         self.start()
 
@@ -65,26 +64,16 @@ class LockdProcess:
     def kill(self, lines_lost: int = 0) -> None:
         """End at once, every connection with it; a power cut takes so many of the newest lines of grants.log."""
         self.alive = False
-        self.crash_in = self._held = None
+        self.crash_in = self.missed = None
         self._alarm.set(None)
         del self.grants[len(self.grants) - min(lines_lost, len(self.grants)) :]
         self._links.clear()
         for client in list(self.world.clients.values()):
             client.link_breaks()
 
-    @property
-    def paused(self) -> bool:
-        """Tell whether it stands still."""
-        return self._held is not None
-
-    def pause(self) -> None:
-        """Do nothing, until `go_on`."""
-        self._held = []
-
     def go_on(self) -> None:
         """Take in what has come meanwhile, then look at the time."""
-        held, self._held = self._held, None
-        for each in held or ():
+        for each in self.end_pause():
             each()
         if self.alive:
             self._ring()
@@ -101,8 +90,8 @@ class LockdProcess:
 
     def receive(self, link: Link, frame: bytes) -> None:
         """Take in a frame of a client."""
-        if self._held is not None:
-            self._held.append(lambda: self.receive(link, frame))
+        if self.missed is not None:
+            self.missed.append(lambda: self.receive(link, frame))
         elif self.alive and self._links.get(link.route) is link:
             message: ToLockd = decode(frame, ToLockd)  # type: ignore[arg-type]
             self.world.trace.append((self.world.schedule.now_ns, "lockd", message))
@@ -110,8 +99,8 @@ class LockdProcess:
 
     def disconnected(self, link: Link) -> None:
         """Take in that a connection is down."""
-        if self._held is not None:
-            self._held.append(lambda: self.disconnected(link))
+        if self.missed is not None:
+            self.missed.append(lambda: self.disconnected(link))
         elif self.alive and self._links.get(link.route) is link:
             del self._links[link.route]
             self._do(self.core.disconnected(link.route, self.world.schedule.now_ns))
@@ -136,7 +125,7 @@ class LockdProcess:
             self._do(self.core.handle(_OPERATOR, message, self.world.schedule.now_ns))
 
     def _ring(self) -> None:
-        if self._held is not None:
+        if self.missed is not None:
             return
         now_ns = self.world.schedule.now_ns
         self._do(self.core.handle_timer(now_ns))
@@ -198,7 +187,7 @@ class Task(Protocol):
         """Take in that a hold, perhaps this task's, is lost, and until when it may be inside."""
 
 
-class ClientProcess:
+class ClientProcess(Pausable[tuple[_Kind, Callable[[], object]]]):
     """A client's core and its connection, from one start to one end."""
 
     def __init__(self, world: World, lockd: LockdProcess, name: str, random: Random) -> None:
@@ -213,7 +202,6 @@ class ClientProcess:
         self._lockd = lockd
         self._random = random
         self._offset_ns = random.randint(-300, 300) * _MS
-        self._held: list[tuple[_Kind, Callable[[], object]]] | None = None
         self._link: Link | None = None
         self._route = self.core.incarnation.encode()
         self._alarm = Alarm(world.schedule, self._ring)
@@ -267,9 +255,9 @@ class ClientProcess:
 
     def _step(self, kind: _Kind, action: Callable[[], object]) -> None:
         """Do something, then what the core asks for, then look whether all is well."""
-        if self._held is not None:
-            self._held.append((kind, action))
-        if self._held is not None or not self.alive:
+        if self.missed is not None:
+            self.missed.append((kind, action))
+        if self.missed is not None or not self.alive:
             return
         out_by_ns = self.out_by_ns
         action()
@@ -355,21 +343,12 @@ class ClientProcess:
 
     # Faults
 
-    @property
-    def paused(self) -> bool:
-        """Tell whether it stands still."""
-        return self._held is not None
-
-    def pause(self) -> None:
-        """Do nothing, until `go_on`; the clock goes on."""
-        self._held = []
-
     def go_on(self) -> None:
         """Do what has come meanwhile: what the network has brought comes first, or the tasks and the time do."""
-        held, self._held = self._held, None
+        missed = self.end_pause()
         network_first = self._random.random() < 0.5
         for first in (True, False):
-            for kind, action in held or ():
+            for kind, action in missed:
                 if (kind == "network") == (network_first == first):
                     self._step(kind, action)
         self._ring()
@@ -391,7 +370,7 @@ class ClientProcess:
 
     def _end(self) -> None:
         self.alive = False
-        self._held = None
+        self.missed = None
         self._alarm.set(None)
         self.tasks.clear()
         del self.world.clients[self._route]

@@ -4,7 +4,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol, assert_never
+from typing import Generic, Protocol, TypeVar, assert_never
 
 from msgspec.structs import replace
 
@@ -63,6 +63,9 @@ from tests.sim.network import LOCKD, Carrier, Connection
 from tests.sim.schedule import START_NS, Schedule
 
 Trace = deque[tuple[int, str, object]]
+
+
+Missed = TypeVar("Missed")
 
 
 class Broken(AssertionError):
@@ -145,6 +148,26 @@ class Alarm:
         if time_ns == self._set_ns:
             self._set_ns = None
             self._ring()
+
+
+class Pausable(Generic[Missed]):
+    """A process that can stand still; `missed` is what has come meanwhile, None while it goes on."""
+
+    missed: list[Missed] | None = None
+
+    @property
+    def paused(self) -> bool:
+        """Tell whether it stands still."""
+        return self.missed is not None
+
+    def pause(self) -> None:
+        """Do nothing, until it goes on."""
+        self.missed = []
+
+    def end_pause(self) -> list[Missed]:
+        """Stand still no more; return what has come meanwhile."""
+        missed, self.missed = self.missed, None
+        return missed or []
 
 
 class LockdProcess:
@@ -367,7 +390,7 @@ class Directory:
         return Client(identity, self.journal, states, clock, last_us, reversed(events), reads)
 
 
-class ClientProcess:
+class ClientProcess(Pausable[Event]):
     """A client's core over its directory, from one start to one end."""
 
     def __init__(
@@ -390,7 +413,6 @@ class ClientProcess:
         self._drift_ppm = drift_ppm
         self.alive = True
         self.crash_in: int | None = None
-        self._inbox: list[Event] | None = None
         incarnation = f"{random.getrandbits(64):016x}"
         self._connections: dict[str, Member] = {}
         self._held: list[tuple[bytes, ToReplica]] = []
@@ -430,19 +452,9 @@ class ClientProcess:
             self._end()
             self.world.observer.died(self)
 
-    @property
-    def paused(self) -> bool:
-        """Tell whether it stands still."""
-        return self._inbox is not None
-
-    def pause(self) -> None:
-        """Do nothing, until `go_on`."""
-        self._inbox = []
-
     def go_on(self) -> None:
         """Take in what has come meanwhile, then look at the time."""
-        inbox, self._inbox = self._inbox, None
-        for event in inbox or ():
+        for event in self.end_pause():
             self.feed(event)
         self.feed(Timer())
 
@@ -474,8 +486,8 @@ class ClientProcess:
         """Give the core an event and do what it asks for."""
         if not self.alive:
             return
-        if self._inbox is not None:
-            self._inbox.append(event)
+        if self.missed is not None:
+            self.missed.append(event)
             return
         world = self.world
         world.trace.append((world.schedule.now_ns, self.name, event))
